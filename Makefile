@@ -1,0 +1,40 @@
+# Everything runs in .venv; `make demo` and `make test` install what they need first.
+
+VENV := .venv
+# The first of these that is Python 3.11 or newer makes the environment; PYTHON=... on the command line wins.
+PYTHON := $(firstword $(foreach name,python3 python3.12 python3.11,$(shell \
+	$(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+TORCH := torch==2.13.0
+RUNS := demo_output
+INSTALLED := $(VENV)/.installed
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test tensorboard clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## Make .venv with the tested versions (once).
+
+$(INSTALLED): setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.12 install" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -c constraints.txt $(TORCH)
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(INSTALLED) ## Train a toy ChatGLM on a small knowledge base and compare its answers (5 minutes).
+	$(IN_VENV) examples/demo.sh
+
+test: $(INSTALLED) ## Check style and run all tests.
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m pytest
+
+tensorboard: $(INSTALLED) ## Look at runs: make tensorboard RUNS=folder
+	$(VENV)/bin/python -m tensorboard.main --logdir "$(RUNS)"
+
+clean: ## Remove the demo's output and caches; .venv stays.
+	rm -rf demo_output build .pytest_cache .ruff_cache medsft.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

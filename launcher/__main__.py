@@ -1,0 +1,139 @@
+"""`python -m launcher`, installed as `medsft-launch`: starts a training script on every slot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from launcher import ports, slots, supervise, transport
+from launcher.errors import LauncherError
+from launcher.exit_codes import FINISHED, USER_ERROR
+from launcher.job import Job, Node, existing_script, parse_environment
+
+_EPILOG = """\
+Everything after SCRIPT goes to the script untouched, so flags of the launcher come before it:
+
+  python -m launcher run --num-gpus 8 medsft/train.py --deepspeed ds_configs/zero3.json ...
+
+Exit code: 0 all ranks finished; 2 something was wrong with flags, files or settings; 75 checkpointed,
+wants to be started again; else the exit code of the first rank that failed, or 128 + n when signal n
+ended it or the job.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser whose complaints are one paragraph, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LauncherError(f"{message}. `{self.prog} --help` lists the flags.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the return value is the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.command(options)
+    except LauncherError as error:
+        sys.stderr.write(f"launcher: {error}\n")
+        return USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m launcher", description="Gets a run onto its nodes.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="start SCRIPT once for every slot and watch it to its end",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    run.set_defaults(command=_run)
+    run.add_argument(
+        "--num-gpus",
+        "--num_gpus",
+        type=int,
+        metavar="N",
+        help="ranks to start (default: one for each visible GPU; without GPUs one, on the CPU)",
+    )
+    run.add_argument(
+        "--transport",
+        choices=["auto", *transport.TRANSPORTS],
+        default="auto",
+        help="how ranks are started (default: auto)",
+    )
+    run.add_argument(
+        "--master-port",
+        "--master_port",
+        type=int,
+        metavar="P",
+        help="port for the ranks' meeting (default: a free one; if P is taken: another)",
+    )
+    run.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variable for the ranks, may be given again and again",
+    )
+    run.add_argument(
+        "--grace",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="time for ranks to end when asked, before they are killed (default: 15)",
+    )
+    run.add_argument("--dry-run", action="store_true", help="show the commands and their environment only")
+    # One argument of both: argparse drops a "--" that stands between two.
+    run.add_argument(
+        "script", metavar="SCRIPT", nargs=argparse.PARSER, help="Python file to run, then its own arguments"
+    )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if sys.platform != "linux":
+        raise LauncherError(f"the launcher watches its ranks with means of Linux; this is {sys.platform}.")
+    if not 0 <= options.grace < float("inf"):
+        raise LauncherError(f"--grace {options.grace} must be a number of seconds, 0 or more.")
+    job = _job(options, os.environ)
+    if options.master_port not in (None, job.master_port):
+        sys.stderr.write(f"launcher: port {options.master_port} is taken; using {job.master_port} instead\n")
+    commands = transport.choose(options.transport)(job)
+    if options.dry_run:
+        for command in commands:
+            sys.stdout.write(f"{command.name}: {command.shown()}\n")
+        return FINISHED
+    end = supervise.run(commands, options.grace)
+    if end.message is not None:
+        sys.stderr.write(f"launcher: {end.message}\n")
+    return end.exit_code
+
+
+def _job(options: argparse.Namespace, environment: Mapping[str, str]) -> Job:
+    """The job that the flags ask for; `environment` is the one the launcher was started in."""
+    name, *arguments = options.script
+    script = existing_script(name)
+    settings = dict(parse_environment(options.env))
+    seen = dict(environment) | settings
+    num_slots = slots.count_slots(options.num_gpus, seen, slots.list_nvidia_gpus)
+    if "OMP_NUM_THREADS" not in seen:
+        # Without it every rank takes a thread for each core, and the ranks get in each other's way.
+        num_cores = len(os.sched_getaffinity(0))
+        settings["OMP_NUM_THREADS"] = str(max(1, num_cores // num_slots))
+    return Job(
+        nodes=(Node("localhost", num_slots),),
+        python=sys.executable,
+        script=script,
+        arguments=tuple(arguments),
+        environment=tuple(settings.items()),
+        master_address="127.0.0.1",
+        master_port=ports.free_port(options.master_port),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""One process to start, as data: built by pure functions, run in one place."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY(_|$)|APIKEY", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`name` is what people read ("rank 0"); `environment` is added to the launcher's own."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+
+    def shown(self) -> str:
+        """The command as a line for a shell, values of secret-looking variables left out."""
+        settings = (
+            f"{name}={'***' if _SECRET.search(name) else shlex.quote(value)}"
+            for name, value in self.environment
+        )
+        return " ".join(["env", *settings, shlex.join(self.arguments)])

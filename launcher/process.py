@@ -1,0 +1,69 @@
+"""One rank as an operating system process, in a process group of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Set
+from contextlib import suppress
+
+from launcher.command import Command
+
+_PR_SET_PDEATHSIG = 1
+
+
+class RankProcess:
+    """A started command.
+
+    The process stays unreaped until `reap`, so that its id, and its group's, cannot pass to a stranger
+    while signals may still be sent to it.
+    """
+
+    def __init__(self, command: Command, signals: Set[signal.Signals]):
+        """Starts the command with `signals` unblocked, standard input closed, output passed through.
+
+        Raises `OSError` when the program cannot be started.
+        """
+        self.name = command.name
+        launcher_pid = os.getpid()
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def in_child() -> None:
+            # The launcher holds signals back while it waits for them; its children must not inherit that.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            # The kernel kills the rank when the launcher is gone, whatever ended it.
+            if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+                raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+            if os.getppid() != launcher_pid:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        self._process = subprocess.Popen(
+            command.arguments,
+            env=os.environ | dict(command.environment),
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=in_child,
+        )
+        self.pid = self._process.pid
+
+    def ended(self) -> int | None:
+        """Exit code, -n for signal n, None while it runs; does not reap."""
+        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if status is None:
+            return None
+        return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+
+    def send(self, signum: int) -> None:
+        """A signal for the rank alone: its helpers may not expect it."""
+        os.kill(self.pid, signum)
+
+    def kill_group(self) -> None:
+        """SIGKILL for the rank and everything it has started in its group; nothing left is no fault."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Waits for the end and gives the process id back to the system."""
+        self._process.wait()

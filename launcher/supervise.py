@@ -1,0 +1,184 @@
+"""Runs the commands of a job together and tells how it ended.
+
+When a rank fails, the others are asked to end (SIGTERM) and, after a grace, killed; its exit code is the
+job's. Signals sent to the launcher reach every rank. When `run` is left, in whatever way, nothing it
+started is running any more.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from launcher.command import Command
+from launcher.exit_codes import CHECKPOINTED, FINISHED, USER_ERROR, describe, shell_code
+from launcher.keeper import Keeper
+from launcher.process import RankProcess
+
+# End the job, after the ranks had their grace.
+_STOPPING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+# Mean something to the ranks only.
+_PASSED_ON = frozenset({signal.SIGUSR1, signal.SIGUSR2})
+# The rank that failed first is not always the one at fault: so long, in seconds, others may fail by
+# themselves and say why before they are asked to end.
+_SETTLE_S = 2.0
+# Longest sleep between two looks at the ranks, in seconds; SIGCHLD wakes the launcher before.
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How a rank ended: `code` is its exit code, -n when signal n killed it; `after_s` since the start."""
+
+    rank: int
+    name: str
+    pid: int
+    code: int
+    after_s: float
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended. `kind`: finished, checkpointed, user error, crashed, stopped.
+
+    `message` is a line for people; None when the ranks have said all there is to say.
+    """
+
+    kind: str
+    exit_code: int
+    message: str | None
+
+
+def classify(ends: Sequence[RankEnd], failed: Sequence[RankEnd], stop_signal: int | None) -> JobEnd:
+    """The job's end from the ends of all its ranks.
+
+    `failed` are those that failed of themselves, not because they were asked to end; `stop_signal` is
+    the signal that asked the job to stop before any had failed. One of the two explains every rank that
+    neither finished nor checkpointed.
+    """
+    codes = {end.code for end in ends}
+    if failed:
+        cause = most_telling(failed)
+        exit_code = shell_code(cause.code)
+        if cause.code == USER_ERROR:
+            return JobEnd("user error", exit_code, None)
+        return JobEnd("crashed", exit_code, _crash_message(cause, exit_code))
+    if codes <= {FINISHED}:
+        return JobEnd("finished", FINISHED, None)
+    if codes <= {FINISHED, CHECKPOINTED}:
+        return JobEnd("checkpointed", CHECKPOINTED, "all ranks checkpointed and want to be started again.")
+    assert stop_signal is not None
+    return JobEnd("stopped", shell_code(-stop_signal), f"{describe(-stop_signal)}; all ranks have ended.")
+
+
+def most_telling(failed: Sequence[RankEnd]) -> RankEnd:
+    """Which of several failures is the cause of the others.
+
+    A user error explains itself, and SIGKILL comes from outside; else it is the first one. Of those seen
+    at the same moment a signal tells more than an exit code, which may only say that a peer is gone.
+    """
+    return min(
+        failed,
+        key=lambda end: (
+            end.code != USER_ERROR,
+            end.code != -signal.SIGKILL,
+            end.after_s,
+            end.code >= 0,
+            end.rank,
+        ),
+    )
+
+
+def _crash_message(cause: RankEnd, exit_code: int) -> str:
+    hint = ""
+    if cause.code == -signal.SIGKILL:
+        hint = " The launcher did not do that; most often the system was out of memory (see dmesg)."
+    return (
+        f"{cause.name} (process {cause.pid}) failed after {cause.after_s:.0f} s: {describe(cause.code)}; all "
+        f"other ranks were ended.{hint} The launcher's exit code is {exit_code}."
+    )
+
+
+def run(commands: Sequence[Command], grace_s: float) -> JobEnd:
+    """Starts all commands and returns when all have ended.
+
+    `grace_s`: seconds between asking ranks to end and killing them. Raises `OSError` when a command
+    cannot be started; those started before are killed.
+    """
+    with _held_back() as signals, ExitStack() as afterwards, Keeper() as keeper, ExitStack() as at_end:
+        ranks: list[RankProcess] = []
+        for command in commands:
+            process = RankProcess(command, signals)
+            afterwards.callback(process.reap)
+            at_end.callback(process.kill_group)
+            keeper.watch(process.pid)
+            ranks.append(process)
+        return _watch(ranks, signals, grace_s)
+
+
+@contextmanager
+def _held_back() -> Iterator[Set[signal.Signals]]:
+    """Blocks the signals that `_watch` waits for, and gives them.
+
+    A signal that was ignored when the launcher started (nohup, a background job) stays ignored.
+    """
+    wanted = {signum for signum in _STOPPING | _PASSED_ON if signal.getsignal(signum) != signal.SIG_IGN}
+    wanted.add(signal.SIGCHLD)
+    # Ignored, the kernel would reap the ranks itself and their exit codes would be lost.
+    child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    try:
+        yield wanted
+    finally:
+        # What came too late to matter must not end the launcher before it has given its exit code.
+        while signal.sigtimedwait(wanted, 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGCHLD, child_handler)
+
+
+def _watch(ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace_s: float) -> JobEnd:
+    started_s = time.monotonic()
+    ends: dict[int, RankEnd] = {}
+    failed: list[RankEnd] = []
+    stop_signal: int | None = None
+    # What the ranks still running will be sent, and when: (monotonic seconds, signal).
+    plan: list[tuple[float, int]] = []
+    # Whether ranks have been asked to end because another one failed.
+    ending = False
+
+    while True:
+        now = time.monotonic()
+        for rank, process in enumerate(ranks):
+            if rank in ends or (code := process.ended()) is None:
+                continue
+            ends[rank] = RankEnd(rank, process.name, process.pid, code, now - started_s)
+            if code == CHECKPOINTED and not plan:
+                # The others are about to follow: no hurry, but no waiting for ever either.
+                plan = [(now + grace_s, signal.SIGTERM), (now + 2 * grace_s, signal.SIGKILL)]
+            elif code not in (FINISHED, CHECKPOINTED) and stop_signal is None and not ending:
+                if not failed:
+                    plan = [(now + _SETTLE_S, signal.SIGTERM), (now + _SETTLE_S + grace_s, signal.SIGKILL)]
+                failed.append(ends[rank])
+        if len(ends) == len(ranks):
+            return classify(list(ends.values()), failed, stop_signal)
+
+        running = [process for rank, process in enumerate(ranks) if rank not in ends]
+        while plan and plan[0][0] <= now:
+            _, signum = plan.pop(0)
+            ending = bool(failed)
+            for process in running:
+                process.send(signum)
+
+        due_s = min(plan[0][0] - now, _LOOK_S) if plan else _LOOK_S
+        received = signal.sigtimedwait(signals, max(0.0, due_s))
+        if received is None or received.si_signo == signal.SIGCHLD:
+            continue
+        for process in running:
+            process.send(received.si_signo)
+        if received.si_signo in _STOPPING and stop_signal is None and not failed:
+            stop_signal = received.si_signo
+            plan = [(time.monotonic() + grace_s, signal.SIGKILL)]

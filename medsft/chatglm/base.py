@@ -1,0 +1,41 @@
+"""The model folder that a training starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from medsft.chatglm.configuration import ChatGLMConfig
+from medsft.chatglm.tokenization import ChatGLMTokenizer
+from medsft.chatglm.weights import WeightFiles, check_release, open_weights
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Parts of a model folder that belong together; the weights are mapped, not read."""
+
+    folder: Path
+    config: ChatGLMConfig
+    tokenizer: ChatGLMTokenizer
+    weights: WeightFiles
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills slots that hold no token."""
+        return self.config.pad_token_id
+
+
+def open_base_model(folder: Path) -> BaseModel:
+    """Opens and checks a folder in the released layout.
+
+    Raises `UserError` naming file and remedy when a part is missing, damaged or of another release.
+    """
+    check_release(folder)
+    return BaseModel(
+        folder,
+        ChatGLMConfig.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+        open_weights(folder),
+    )

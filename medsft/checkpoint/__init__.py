@@ -1,0 +1,1 @@
+"""What a run leaves behind: model folders now; resumable checkpoints have their place here."""

@@ -1,0 +1,34 @@
+"""Where a tuned model comes from, kept beside its weights."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Base model, data and flags of a run, and how far it had come.
+
+    prompt_template is what a question must be wrapped in to match the training data; chat reads it.
+    train_loss is the last reported one, in nats a supervised token.
+    """
+
+    base_model: str
+    data_fingerprint: str
+    prompt_template: str
+    flags: Mapping[str, Any]
+    versions: Mapping[str, str]
+    step: int = 0
+    examples_seen: int = 0
+    tokens_seen: int = 0
+    train_loss: float = float("nan")
+
+
+def software_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    packages = ("medsft", "torch", "deepspeed", "transformers", "safetensors", "sentencepiece")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

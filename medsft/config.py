@@ -1,0 +1,252 @@
+"""A run's settings: one field is one command line flag, with its unit and its help.
+
+The flags own data, paths, batch, learning rate and steps; the DeepSpeed JSON owns ZeRO, precision,
+offload and buckets (`medsft.engine.deepspeed_config` holds the two against each other). Names follow
+THUDM's ChatGLM-6B scripts and Hugging Face. A YAML file given by `--config` holds the same names; the
+command line wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from medsft.errors import UserError
+
+
+def _flag(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is tuned."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = _flag(
+        "", "Folder of a ChatGLM in the released layout: config.json, tokenizer, .bin or safetensors weights."
+    )
+    gradient_checkpointing: bool = _flag(
+        False, "Recompute activations in the backward pass: a third more work, far less memory."
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What it is tuned on."""
+
+    _argument_group_name = "data"
+
+    train_file: list[str] = _flag([], "Instruction files (.jsonl .json .csv .txt), in this order.")
+    validation_file: list[str] = _flag([], "Files for the validation loss, at each epoch's end.")
+    prompt_column: str | None = _flag(None, "Column of the question; found by itself when not given.")
+    response_column: str | None = _flag(None, "Column of the answer; found by itself when not given.")
+    history_column: str | None = _flag(None, "Column of earlier rounds, a list of [question, answer].")
+    prompt_template: Literal["auto", "none", "chatglm", "med-chatglm"] = _flag(
+        "auto",
+        "How a question is written for the model. auto: med-chatglm (问题：…\\n回答: ) if the file is "
+        "written so, else chatglm.",
+    )
+    max_source_length: int = _flag(256, "Context limit in tokens, [gMASK] included; the oldest text is cut.")
+    max_target_length: int = _flag(256, "Answer limit in tokens, <sop> and <eop> included; its end is cut.")
+    max_train_samples: int | None = _flag(None, "Use only the first N training examples.")
+    max_bad_share: float = _flag(0.01, "Stop if more than this share (0 to 1) of the lines is unusable.")
+    data_cache_dir: str | None = _flag(
+        None, "Folder for tokenised data, shared by all hosts (default: data_cache in the output folder)."
+    )
+    preprocessing_num_workers: int = _flag(1, "Processes that tokenise.")
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """Batch, learning rate and steps."""
+
+    _argument_group_name = "optimization"
+
+    per_device_train_batch_size: int = _flag(8, "Examples in one micro-batch of one rank (packed: on average).")
+    gradient_accumulation_steps: int | None = _flag(
+        None, "Micro-batches a rank adds up to one step (default 1, or what --global_batch_size asks for)."
+    )
+    global_batch_size: int | None = _flag(
+        None, "Examples in one optimiser step over all ranks (default: the product of the two and the ranks)."
+    )
+    packing: bool = _flag(True, "One padding-free row a micro-batch; false: padded rows.")
+    micro_batch_tokens: int | None = _flag(
+        None, "Most tokens in one packed micro-batch (default: batch size x both length limits)."
+    )
+    learning_rate: float = _flag(5e-5, "Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = _flag(
+        "linear", "Shape of the learning rate after warm-up; linear and cosine end at zero."
+    )
+    warmup_ratio: float = _flag(0.1, "Share of all steps (0 to 1) that warms up.")
+    warmup_steps: int | None = _flag(None, "Steps of warm-up; replaces the ratio.")
+    weight_decay: float = _flag(0.0, "AdamW's weight decay (not on biases and LayerNorms).")
+    adam_beta1: float = _flag(0.9, "AdamW's beta1.")
+    adam_beta2: float = _flag(0.999, "AdamW's beta2.")
+    adam_epsilon: float = _flag(1e-8, "AdamW's epsilon.")
+    max_grad_norm: float = _flag(1.0, "Gradients are clipped to this global norm; 0: not at all.")
+    num_train_epochs: float = _flag(3.0, "Passes over the training data.")
+    max_steps: int = _flag(-1, "Optimiser steps; above 0 it replaces the epochs.")
+    max_nonfinite_steps: int = _flag(
+        10, "Stop after this many steps in a row with NaN or infinite gradients (each one is skipped)."
+    )
+    seed: int = _flag(42, "Decides the order of the examples.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives and what it reports."""
+
+    _argument_group_name = "run"
+
+    output_dir: str = _flag("", "Folder of the run: metrics, TensorBoard, snapshots, the final model, DONE.")
+    overwrite_output_dir: bool = _flag(
+        False, "Start over in a folder that holds a run; the old one is moved to previous-N inside it."
+    )
+    deepspeed: str | None = _flag(
+        None, "DeepSpeed JSON (default: ds_configs/zero3.json with a GPU, ds_configs/zero3_cpu.json without)."
+    )
+    logging_steps: int = _flag(10, "Report every N steps.")
+    save_strategy: Literal["no", "steps", "epoch"] = _flag(
+        "no", "When to write a snapshot of the model, a folder you can chat with, beside the final one."
+    )
+    save_steps: int = _flag(500, "Steps between snapshots with --save_strategy steps.")
+    max_shard_size_mb: int = _flag(2000, "Largest file of a written model, in MB; bounds host memory too.")
+    eval_steps: int | None = _flag(None, "Steps between validation losses (default: at each epoch's end).")
+    per_device_eval_batch_size: int = _flag(8, "Examples in one validation micro-batch of one rank.")
+    distributed_timeout_min: int = _flag(30, "Give up when ranks have waited for each other this long, in min.")
+    local_rank: int = _flag(-1, "Given by DeepSpeed's launcher; the environment is what counts.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimization: OptimizationConfig
+    run: RunConfig
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag with its value, in the order of the help, as model card and run.json show them."""
+        groups = (self.model, self.data, self.optimization, self.run)
+        return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+
+
+_GROUPS = (ModelConfig, DataConfig, OptimizationConfig, RunConfig)
+_NAMES = tuple(f.name for group in _GROUPS for f in fields(group))
+
+
+class _Parser(HfArgumentParser):
+    """Argument parser whose complaints are a `UserError`, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. `medsft train --help` lists every flag.")
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Reads flags, and the YAML file of `--config` below them.
+
+    Raises `UserError` for unknown names and for values outside their range; all faults in one message.
+    """
+    parser = _Parser(
+        list(_GROUPS), prog="train.py", description="Fine-tune ChatGLM-6B.", add_help=True, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these flags; flags win.")
+    arguments = list(arguments)
+    known, _ = parser.parse_known_args(arguments)
+    if known.config is not None:
+        arguments = _yaml_arguments(Path(known.config)) + arguments
+    *groups, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise UserError(f"unknown flag {_with_guess(unknown[0])}. `medsft train --help` lists every flag.")
+    config = Config(*groups)
+    faults = _faults(config)
+    if faults:
+        raise UserError("wrong settings: " + "; ".join(faults) + ".")
+    return config
+
+
+def _yaml_arguments(path: Path) -> list[str]:
+    """A YAML mapping as command line arguments."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read as YAML: {error}. Give a file of `flag: value`.") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} holds a {type(values).__name__}; it must hold `flag: value` lines.")
+    arguments: list[str] = []
+    for name, value in values.items():
+        if name not in _NAMES:
+            raise UserError(f"--config {path}: unknown name {_with_guess(str(name))}.")
+        if value is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *(str(item) for item in items)]
+    return arguments
+
+
+def _with_guess(name: str) -> str:
+    plain = name.lstrip("-").split("=")[0]
+    near = difflib.get_close_matches(plain, _NAMES, n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
+
+
+def _faults(config: Config) -> list[str]:
+    """Everything that is wrong with the values, each a clause that names flag, value and range."""
+    data, optimization, run = config.data, config.optimization, config.run
+    required = {
+        "--model_name_or_path": config.model.model_name_or_path,
+        "--train_file": data.train_file,
+        "--output_dir": run.output_dir,
+    }
+    faults = [f"{flag} is missing" for flag, value in required.items() if not value]
+    flags = config.flags()
+
+    def check(names: Sequence[str], allowed: str, fits: Any) -> None:
+        for name in names:
+            value = flags[name]
+            if value is not None and not fits(value):
+                faults.append(f"--{name} {value} must be {allowed}")
+
+    check(
+        [
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "global_batch_size",
+            "micro_batch_tokens",
+            "max_nonfinite_steps",
+            "logging_steps",
+            "save_steps",
+            "max_shard_size_mb",
+            "eval_steps",
+            "per_device_eval_batch_size",
+            "distributed_timeout_min",
+            "max_train_samples",
+            "preprocessing_num_workers",
+        ],
+        "1 or more",
+        lambda value: value >= 1,
+    )
+    check(["max_source_length", "max_target_length"], "2 or more", lambda value: value >= 2)
+    check(["learning_rate", "num_train_epochs", "adam_epsilon"], "above 0", lambda value: value > 0)
+    check(["weight_decay", "max_grad_norm", "seed", "warmup_steps"], "0 or more", lambda value: value >= 0)
+    check(["warmup_ratio", "max_bad_share"], "between 0 and 1", lambda value: 0 <= value <= 1)
+    check(["adam_beta1", "adam_beta2"], "at least 0 and below 1", lambda value: 0 <= value < 1)
+    check(["max_steps"], "above 0, or -1 for whole epochs", lambda value: value == -1 or value > 0)
+    if data.history_column is not None and data.prompt_column is None:
+        faults.append(f"--history_column {data.history_column} needs --prompt_column and --response_column")
+    if (data.prompt_column is None) != (data.response_column is None):
+        faults.append("--prompt_column and --response_column go together")
+    return faults

@@ -1,0 +1,1 @@
+"""Training data: files -> examples -> tokens -> steps -> micro-batches."""

@@ -1,0 +1,272 @@
+"""Data files -> raw records with their line numbers.
+
+Lines (`.jsonl`, `.ndjson`, `.txt`): one JSON object each, read one at a time. JSON (`.json`): an array of
+objects, or `{"data": [...]}`; one object a line is also taken, as many published `.json` sets are that. CSV:
+a header line, then records. Text is UTF-8, a byte order mark at the start is skipped.
+"""
+
+import codecs
+import csv
+import glob
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, takewhile
+from pathlib import Path
+
+from medsft.errors import UserError
+
+SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".txt": "lines", ".json": "json", ".csv": "csv"}
+"""Allowed file name endings and how such a file is read."""
+
+# Bytes that are not UTF-8 become lone surrogates, which no valid text holds, and so are found per record.
+_DECODING = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+
+
+class BadRecord(Exception):
+    """A record that cannot be used: the kind of fault, and what exactly."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes read since the last call."""
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot read {path}: {error.strerror}. Check the name and its permissions.")
+
+
+def _files_of_folder(folder: Path) -> list[Path]:
+    try:
+        found = sorted(
+            path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    if not found:
+        raise UserError(f"The folder {folder} holds no data file; allowed are {', '.join(SUFFIXES)}.")
+    return found
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Paths that match; the part before the first wildcard is where the search starts."""
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    return Path(*fixed).glob(str(Path(*pattern.parts[len(fixed) :])))
+
+
+def expand_files(paths: Sequence[str | Path]) -> tuple[Path, ...]:
+    """Files, globs and folders -> the data files, in the order given.
+
+    Those of a folder (not of folders within it) and of a glob are sorted by name.
+
+    Raises:
+        UserError: nothing given, a file is missing, of an unknown kind, empty or given twice; a glob or
+            folder without data files.
+    """
+    found: list[Path] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            found.extend(_files_of_folder(path))
+        elif path.exists() or not glob.has_magic(str(path)):
+            found.append(path)
+        else:
+            matches = sorted(match for match in _matches(path) if match.is_file())
+            if not matches:
+                raise UserError(f"No file matches {given}; give a file, a folder or a pattern that matches.")
+            found.extend(matches)
+    if not found:
+        raise UserError(f"No data file is given; give one or more of {', '.join(SUFFIXES)}.")
+    for path in found:
+        _check_file(path)
+    for before, after in pairwise(sorted(path.resolve() for path in found)):
+        if before == after:
+            raise UserError(f"The data file {after} is given twice; each record would be used twice.")
+    return tuple(found)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"The data file {path} does not exist; check the name.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"The data file {path} ends in {path.suffix or 'no suffix'!r}; allowed are {', '.join(SUFFIXES)}."
+        )
+    if size == 0:
+        raise UserError(f"The data file {path} is empty (0 bytes).")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the file's bytes, hexadecimal; UserError when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def iter_objects(path: Path, on_bytes: OnBytes | None = None) -> Iterator[tuple[int, object]]:
+    """Records of one file in order: (line number, object), or (line number, BadRecord) where unreadable.
+
+    Line numbers count from 1 and are those of the record's first line. Blank lines are no records.
+
+    Raises:
+        UserError: the file cannot be read, is UTF-16, or is broken in such a way that the records after the
+            fault cannot be found.
+    """
+    on_bytes = on_bytes or (lambda count: None)
+    try:
+        with path.open("rb") as stream:
+            if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"The data file {path} is UTF-16; save it as UTF-8.")
+        kind = SUFFIXES[path.suffix.lower()]
+        if kind == "json" and _is_one_object_a_line(path):
+            kind = "lines"
+        yield from {"lines": _iter_lines, "json": _iter_json, "csv": _iter_csv}[kind](path, on_bytes)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _iter_lines(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            on_bytes(len(line))
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            yield number, _parse_line(line)
+
+
+def _parse_line(line: bytes) -> object:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return BadRecord("not valid UTF-8", f"byte {error.start + 1} of the line")
+    except (ValueError, RecursionError) as error:
+        return BadRecord("broken JSON", str(error))
+
+
+def _is_one_object_a_line(path: Path) -> bool:
+    """Whether a `.json` file is JSON lines: its first line is an object by itself, not {"data": […]}."""
+    with path.open(**_DECODING) as stream:
+        first = next((line for line in stream if line.strip()), "")
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+
+
+def _skip_blank(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _iter_json(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
+    text = path.read_text(**_DECODING)
+    on_bytes(path.stat().st_size)
+    start = _skip_blank(text, 0)
+    if text[start : start + 1] == "{":
+        try:
+            found = _find_data_array(text, start)
+        except (ValueError, RecursionError):
+            # Not one document; most likely one object a line, the first of them broken.
+            yield from _iter_lines(path, lambda count: None)
+            return
+        if found is None:
+            yield text.count("\n", 0, start) + 1, json.loads(text[start:])
+            return
+        start = found
+    if text[start : start + 1] != "[":
+        raise UserError(
+            f'The data file {path} is neither a JSON array of objects nor {{"data": [...]}}, '
+            f"but starts with {text[start : start + 20]!r}."
+        )
+    yield from _iter_array(path, text, start)
+
+
+def _find_data_array(text: str, start: int) -> int | None:
+    """Where the array of a document {"data": […]} starts; None when it is an object without one.
+
+    Raises:
+        ValueError: the object that starts at `start` is broken before that, or is not all of the text.
+    """
+    decoder = json.JSONDecoder()
+    at = _skip_blank(text, start + 1)
+    while text[at : at + 1] == '"':
+        key, at = decoder.raw_decode(text, at)
+        at = _skip_blank(text, at)
+        if text[at : at + 1] != ":":
+            raise ValueError("no ':' after a name")
+        at = _skip_blank(text, at + 1)
+        if key == "data" and text[at : at + 1] == "[":
+            return at
+        _, at = decoder.raw_decode(text, at)
+        at = _skip_blank(text, at)
+        if text[at : at + 1] == ",":
+            at = _skip_blank(text, at + 1)
+    json.loads(text[start:])
+    return None
+
+
+def _iter_array(path: Path, text: str, start: int) -> Iterator[tuple[int, object]]:
+    """Elements of the array at `start`, decoded one at a time."""
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+    at = _skip_blank(text, start + 1)
+    if text[at : at + 1] == "]":
+        return
+    while True:
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = decoder.raw_decode(text, at)
+            at = _skip_blank(text, at)
+            if text[at : at + 1] not in (",", "]"):
+                raise ValueError("expected ',' or ']' after the record")
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"The JSON array in {path} is broken in the record that starts at line {line} ({error}); "
+                "what follows cannot be read. Mend it, or give one object a line in a .jsonl file, where a "
+                "broken line does not spoil the others."
+            ) from error
+        yield line, value
+        if text[at] == "]":
+            return
+        at = _skip_blank(text, at + 1)
+
+
+def _iter_csv(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
+    with path.open(newline="", **_DECODING) as stream:
+        reader = csv.reader(stream, strict=True)
+        try:
+            header = next((row for row in reader if row), [])
+        except csv.Error as error:
+            raise UserError(f"The header line of {path} cannot be read: {error}.") from error
+        if len(set(header)) < len(header):
+            raise UserError(f"The header of {path} names a column twice: {', '.join(header)}.")
+        done = 0
+        while True:
+            line = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield line, BadRecord("broken CSV", str(error))
+                continue
+            on_bytes(stream.buffer.tell() - done)
+            done = stream.buffer.tell()
+            if len(row) == len(header):
+                yield line, dict(zip(header, row, strict=True))
+            elif row:
+                yield line, BadRecord("broken CSV", f"{len(row)} fields under {len(header)} columns")

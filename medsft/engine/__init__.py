@@ -1,0 +1,1 @@
+"""DeepSpeed behind pure functions: its configuration, the ranks, the optimiser, the step."""

@@ -1,0 +1,144 @@
+"""The processes of a run: who they are, and how they fail together."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from medsft.errors import UserError
+
+# What torchrun, DeepSpeed's launcher and ours set for every rank.
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# mpirun's names for the first three; the address of rank 0 must then be in the environment.
+_OPENMPI_NAMES = {
+    "RANK": "OMPI_COMM_WORLD_RANK",
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+}
+
+
+class PeerError(RuntimeError):
+    """Another rank failed for a reason that is not the user's; its own output has the traceback."""
+
+
+class AgreedError(UserError):
+    """A `UserError` that every rank has been told of and raises; one of them is to print it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and talks to the user."""
+        return self.rank == 0
+
+
+def complete_environment(environment: MutableMapping[str, str]) -> None:
+    """Fills in what a launcher would have set, so that a plain `python train.py` is a world of one.
+
+    Under mpirun the ranks come from OpenMPI's own variables. Raises `UserError` when only some of a
+    launcher's variables are there, or when they make no sense.
+    """
+    if "RANK" not in environment and _OPENMPI_NAMES["RANK"] in environment:
+        environment.update({name: environment[other] for name, other in _OPENMPI_NAMES.items()})
+    present = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
+    if not present:
+        environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        environment["MASTER_PORT"] = str(_free_port())
+    missing = [name for name in _RANK_VARIABLES if not environment.get(name)]
+    if missing:
+        raise UserError(
+            f"the environment has {', '.join(present)} but not {', '.join(missing)}: a launcher sets all of "
+            f"{', '.join(_RANK_VARIABLES)}. Start with `python -m launcher run`, deepspeed or torchrun, or "
+            "unset them for a single process."
+        )
+    _whole_number(environment, "WORLD_SIZE", at_least=1)
+    for name in ("RANK", "LOCAL_RANK"):
+        _whole_number(environment, name, at_least=0, below=int(environment["WORLD_SIZE"]))
+
+
+def _whole_number(environment: Mapping[str, str], name: str, at_least: int, below: int | None = None) -> None:
+    value = environment[name]
+    fits = value.isdecimal() and int(value) >= at_least and (below is None or int(value) < below)
+    if not fits:
+        allowed = f"{at_least} or more" if below is None else f"{at_least} to {below - 1} (WORLD_SIZE {below})"
+        raise UserError(
+            f"{name}={value!r} in the environment must be a whole number, {allowed}. Start with "
+            "`python -m launcher run`, deepspeed or torchrun, or unset it for a single process."
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(timeout_min: int) -> World:
+    """Joins the process group named by the environment (NCCL on GPUs, gloo without)."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    # DeepSpeed would compile a shared-memory op at every first start on CPU (20 s; a stale lock of that
+    # build waits for ever). Only inference uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if get_accelerator().device_name() == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {os.environ['RANK']} is number {local_rank} on this host, which shows "
+                f"{torch.cuda.device_count()} GPUs. Start at most one process for each GPU."
+            )
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+    deepspeed.init_distributed(timeout=timedelta(minutes=timeout_min), verbose=False)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """Runs the block on every rank and makes a failure of any rank a failure of all, at once.
+
+    A `UserError` on any rank becomes an `AgreedError` on all, with the words of the lowest such rank. Any other
+    exception is raised where it happened and as `PeerError` elsewhere. Without this, the others would
+    wait in their next collective until its timeout.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    mine = None if failure is None else (isinstance(failure, UserError), str(failure) or repr(failure))
+    everyone: list[tuple[bool, str] | None] = [None] * world.size
+    dist.all_gather_object(everyone, mine)
+    failed = [(rank, report) for rank, report in enumerate(everyone) if report is not None]
+    if not failed:
+        return
+    if failure is not None and not isinstance(failure, UserError):
+        raise failure
+    crashed = [(rank, text) for rank, (of_user, text) in failed if not of_user]
+    if crashed:
+        raise PeerError(f"rank {crashed[0][0]} failed: {crashed[0][1]}") from failure
+    raise AgreedError(failed[0][1][1]) from failure
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Adds up a tensor of every rank (in place, returned)."""
+    dist.all_reduce(values)
+    return values

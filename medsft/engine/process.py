@@ -1,0 +1,89 @@
+"""One rank from its first line to its exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from medsft import exit_codes
+from medsft.engine.distributed import AgreedError, PeerError, World, complete_environment, start
+from medsft.engine.step import DivergedError
+from medsft.errors import UserError
+
+if TYPE_CHECKING:
+    from medsft.config import Config
+
+# A launcher ends all ranks as soon as one exits. The silent ones stay this long, so that the one that
+# explains has been heard, however unevenly they started.
+_LINGER_S = 5.0
+
+
+def run_process(read: Callable[[], Config], body: Callable[[Config, World], None]) -> int:
+    """Reads the settings, joins the ranks, runs `body`; returns the exit code.
+
+    A user's error is one paragraph on one rank and exit code 2 on all; Ctrl-C is 130 at once.
+    """
+    is_first = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) in ("0", "")
+    try:
+        config = read()
+        complete_environment(os.environ)
+    except UserError as error:
+        return _end(f"error: {error}", exit_codes.USER_ERROR, speaks=is_first)
+    _leave_at_once_on_ctrl_c(speaks=is_first)
+    _set_up_logging(os.environ["RANK"])
+    try:
+        world = start(config.run.distributed_timeout_min)
+    except UserError as error:
+        return _end(f"error: {error}", exit_codes.USER_ERROR, speaks=True)
+    try:
+        body(config, world)
+    except AgreedError as error:
+        return _end(f"error: {error}", exit_codes.USER_ERROR, speaks=world.is_main)
+    except UserError as error:
+        return _end(f"error on rank {world.rank}: {error}", exit_codes.USER_ERROR, speaks=True)
+    except DivergedError as error:
+        return _end(f"stopped: {error}", exit_codes.DIVERGED, speaks=world.is_main)
+    except PeerError as error:
+        return _end(f"rank {world.rank} stops: {error}", exit_codes.CRASHED, speaks=True)
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    return exit_codes.FINISHED
+
+
+def _end(message: str, code: int, speaks: bool) -> int:
+    if speaks:
+        print(f"medsft: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_LINGER_S)
+    return code
+
+
+def _set_up_logging(rank: str) -> None:
+    """Rank 0 tells what it does on stdout; the others only what goes wrong, with their number."""
+    handler = logging.StreamHandler(sys.stdout if rank == "0" else sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == "0" else f"rank {rank}: %(message)s"))
+    ours = logging.getLogger("medsft")
+    ours.handlers[:] = [handler]
+    ours.setLevel(logging.INFO if rank == "0" else logging.WARNING)
+    ours.propagate = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _leave_at_once_on_ctrl_c(speaks: bool) -> None:
+    """An interrupt between two collectives would leave the others waiting, and each with a traceback.
+
+    Everything on disk is complete at any instant, so there is nothing to tidy up.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        if speaks:
+            os.write(2, b"\nmedsft: interrupted\n")
+        os._exit(exit_codes.INTERRUPTED)
+
+    signal.signal(signal.SIGINT, leave)

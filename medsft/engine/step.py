@@ -1,0 +1,101 @@
+"""One optimiser step: forward and backward over this rank's micro-batches, then the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from medsft.data.pack import MicroBatch
+from medsft.engine.distributed import World
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+class DivergedError(RuntimeError):
+    """Gradients stayed NaN or infinite for as many steps in a row as the run allows."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. `loss_sum` stays on the device and holds this rank's share only.
+
+    loss_sum: cross-entropy summed over this rank's supervised targets, in nats, fp32 scalar tensor.
+    grad_norm: norm of the whole gradient before clipping; inf when the step was skipped.
+    applied: whether the weights changed.
+    """
+
+    loss_sum: torch.Tensor
+    grad_norm: float
+    applied: bool
+
+
+class TrainStep:
+    """Runs steps on a DeepSpeed engine and counts those that were skipped."""
+
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        world: World,
+        learning_rate: Callable[[int], float],
+        max_nonfinite_steps: int,
+    ) -> None:
+        self._engine = engine
+        self._world = world
+        self._learning_rate = learning_rate
+        self._max_nonfinite_steps = max_nonfinite_steps
+        self._nonfinite_in_a_row = 0
+        self.num_skipped = 0
+
+    def __call__(self, step: int, micro_batches: Sequence[MicroBatch], num_targets: int) -> StepResult:
+        """Runs step `step` (from 0), whose global batch has `num_targets` supervised targets.
+
+        The gradient is that of sum(cross-entropy) / num_targets over the whole global batch: DeepSpeed
+        averages over ranks, hence the factor world size. A NaN or infinite gradient norm is agreed on by
+        all ranks inside DeepSpeed (the norm is all-reduced) and the update is left out on all of them, in
+        any precision. Raises `DivergedError` when that happens too often in a row.
+        """
+        engine = self._engine
+        for group in engine.optimizer.param_groups:
+            group["lr"] = self._learning_rate(step)
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self._world.device)
+        last = len(micro_batches) - 1
+        for number, micro_batch in enumerate(micro_batches):
+            engine.set_gradient_accumulation_boundary(number == last)
+            inputs = micro_batch.to(self._world.device).model_inputs()
+            loss = engine(**inputs, num_items_in_batch=num_targets, use_cache=False).loss
+            engine.backward(loss * self._world.size, scale_wrt_gas=False)
+            loss_sum += loss.detach() * num_targets
+            engine.step()
+        applied = engine.was_step_applied()
+        self._count(step, applied)
+        return StepResult(loss_sum, float(engine.get_global_grad_norm()), applied)
+
+    def _count(self, step: int, applied: bool) -> None:
+        if applied:
+            self._nonfinite_in_a_row = 0
+            return
+        self.num_skipped += 1
+        self._nonfinite_in_a_row += 1
+        if self._nonfinite_in_a_row >= self._max_nonfinite_steps:
+            raise DivergedError(
+                f"gradients were NaN or infinite in {self._nonfinite_in_a_row} steps in a row, up to step "
+                f"{step + 1}; none of them changed the weights. Lower --learning_rate, prefer bf16 to fp16, or "
+                "look at the data of these steps; --max_nonfinite_steps sets the limit."
+            )
+
+
+def start_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ds_config: dict[str, Any]
+) -> DeepSpeedEngine:
+    """DeepSpeed's engine around a partitioned model. The learning rate stays ours (no scheduler)."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
+    )
+    return engine

@@ -1,0 +1,65 @@
+"""The model in ZeRO-3 partitions: built empty, filled slice by slice, read back parameter by parameter.
+
+DeepSpeed cuts each flattened parameter into `world_size` slices of ceil(numel / world_size) elements, the
+last one padded; `param.ds_tensor` is this rank's slice, `ds_numel` and `ds_shape` are the whole's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from medsft.engine.distributed import World
+
+
+class FlatSource(Protocol):
+    """Named tensors of which any range of the flattened elements can be read (`medsft.chatglm.weights`)."""
+
+    def read_range(self, name: str, start: int, end: int) -> torch.Tensor:
+        """Elements start … end-1 of the flattened tensor, shape [end - start]."""
+
+
+def build_partitioned(
+    build: Callable[[], nn.Module], ds_config: dict[str, Any], dtype: torch.dtype
+) -> nn.Module:
+    """Calls `build` with every parameter cut up as soon as its module exists.
+
+    No rank ever holds more than one module's whole parameters. Their values are not meant to be used:
+    `load_slices` follows.
+    """
+    import deepspeed
+
+    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype):
+        return build()
+
+
+@torch.no_grad()
+def load_slices(model: nn.Module, source: FlatSource, world: World) -> None:
+    """Fills this rank's slice of every parameter from files, casting to the parameter's type.
+
+    Nothing is gathered or sent: each rank reads about 1/world_size of the bytes. The padding at the end of
+    a slice is set to zero, which DeepSpeed leaves uninitialised.
+    """
+    for name, param in model.named_parameters():
+        local = param.ds_tensor
+        start = min(world.rank * local.ds_numel, param.ds_numel)
+        end = min(start + local.ds_numel, param.ds_numel)
+        local[: end - start].copy_(source.read_range(name, start, end))
+        local[end - start :].zero_()
+
+
+@torch.no_grad()
+def gathered(model: nn.Module, world: World) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """Each parameter whole, one at a time: (name, tensor on the host) on rank 0, (name, None) elsewhere.
+
+    A collective: every rank must run through all of it. Peak memory is one parameter above the partitions.
+    """
+    import deepspeed
+
+    for name, param in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([param]):
+            whole = param.detach().cpu().clone() if world.is_main else None
+        yield name, whole

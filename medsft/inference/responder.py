@@ -1,0 +1,192 @@
+"""Questions in, answers out: prompt template, encoding and generation in one place."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, set_seed
+
+from medsft.chatglm import ChatGLMForConditionalGeneration, ChatGLMTokenizer
+from medsft.chatglm.weights import load_model
+from medsft.data.encode import encode_prompt
+from medsft.errors import UserError
+from medsft.inference.postprocess import postprocess, postprocess_stream
+
+History = tuple[tuple[str, str], ...]
+
+_PROVENANCE = "medsft.json"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The defaults are the release's.
+
+    max_new_tokens: longest answer, in tokens. greedy: always the most likely token; the next two then have
+    no effect.
+    """
+
+    max_new_tokens: int = 512
+    greedy: bool = False
+    top_p: float = 0.7
+    temperature: float = 0.95
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of transformers' `generate`."""
+        if self.greedy:
+            # None instead of the defaults, or transformers warns that they have no effect.
+            return {
+                "max_new_tokens": self.max_new_tokens,
+                "do_sample": False,
+                "top_p": None,
+                "temperature": None,
+                "top_k": None,
+            }
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": True,
+            "top_p": self.top_p,
+            "temperature": self.temperature,
+            "top_k": 0,
+        }
+
+
+class _Stop(StoppingCriteria):
+    """Ends a generation that runs in another thread."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.asked.is_set(), device=input_ids.device)
+
+
+class Responder:
+    """A model, its tokenizer and the form in which it was taught questions."""
+
+    def __init__(
+        self, model: ChatGLMForConditionalGeneration, tokenizer: ChatGLMTokenizer, template: str
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+
+    def prompt_ids(self, query: str, history: History, max_new_tokens: int) -> tuple[list[int], bool]:
+        """Ids of the prompt with `[gMASK] <sop>`, and whether old rounds had to go to leave room to answer.
+
+        What users type never becomes a control token.
+        """
+        room = self.model.config.max_sequence_length - max_new_tokens - 2
+        if room < 1:
+            raise UserError(
+                f"--max_new_tokens {max_new_tokens} leaves no room for the question in the model's "
+                f"{self.model.config.max_sequence_length} positions; give a smaller number."
+            )
+        ids, cut = encode_prompt(query, history, self.tokenizer, room, self.template)
+        return [*ids, self.tokenizer.gmask_token_id, self.tokenizer.bos_token_id], cut
+
+    @torch.inference_mode()
+    def answers(self, queries: Sequence[str], sampling: Sampling, batch_size: int = 8) -> list[str]:
+        """One answer a query, generated in batches padded on the left, post-processed."""
+        results: list[str] = []
+        for start in range(0, len(queries), batch_size):
+            rows = [self.prompt_ids(query, (), sampling.max_new_tokens)[0] for query in queries[start : start + batch_size]]
+            width = max(map(len, rows))
+            pad = self.tokenizer.pad_token_id
+            input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+            output = self.model.generate(
+                input_ids=input_ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                **sampling.arguments(),
+            )
+            results += [
+                postprocess(self.tokenizer.decode(row, skip_special_tokens=True)) for row in output[:, width:]
+            ]
+        return results
+
+    def stream(self, query: str, history: History, sampling: Sampling) -> Iterator[str]:
+        """Pieces of one answer as they are generated; they add up to the post-processed answer.
+
+        Closing the iterator ends the generation.
+        """
+        ids, _ = self.prompt_ids(query, history, sampling.max_new_tokens)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop = _Stop()
+        failure: list[BaseException] = []
+
+        def generate() -> None:
+            try:
+                input_ids = torch.tensor([ids], device=self.model.device)
+                with torch.inference_mode():
+                    self.model.generate(
+                        input_ids=input_ids,
+                        attention_mask=torch.ones_like(input_ids),
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([stop]),
+                        **sampling.arguments(),
+                    )
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        worker = threading.Thread(target=generate, daemon=True)
+        worker.start()
+        try:
+            yield from postprocess_stream(streamer)
+        finally:
+            stop.asked.set()
+            worker.join()
+        if failure:
+            raise failure[0]
+
+
+def open_responder(folder: Path, template: str = "auto", dtype: str = "auto", device: str = "auto") -> Responder:
+    """Loads a model folder (ours, the release, Med-ChatGLM) or a run's folder, whose final model it takes.
+
+    `template` auto is the one the model was trained with when its folder says so, else chatglm. dtype auto is
+    fp32 on CPU and fp16 or bf16, as the weights are, on a GPU.
+    """
+    folder = model_folder(folder)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    number_type = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(dtype)
+    if number_type is None:
+        number_type = torch.float32 if place.type == "cpu" else _stored_dtype(folder)
+    model = load_model(folder, number_type, place)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Responder(model, tokenizer, trained_template(folder) if template == "auto" else template)
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder itself, or the final model inside it when it is that of a run."""
+    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+        return folder / "model"
+    return folder
+
+
+def trained_template(folder: Path) -> str:
+    """Form of the questions a model was trained with; chatglm where the folder does not say."""
+    path = folder / _PROVENANCE
+    if not path.exists():
+        return "chatglm"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["prompt_template"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and give --prompt_template.") from error
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = settings.get("dtype") or settings.get("torch_dtype") or "float16"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}.get(name, torch.float16)
+
+
+def seed_everything(seed: int | None) -> None:
+    """Makes sampled answers repeatable."""
+    if seed is not None:
+        set_seed(seed)

@@ -1,0 +1,138 @@
+"""Figures of a stretch of steps, the same for the file, TensorBoard and the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+
+class StepCounts(Protocol):
+    """What a step of the global batch held, over all ranks (`medsft.data.loader.StepInfo`)."""
+
+    num_examples: int
+    num_tokens: int
+    num_targets: int
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures at a logged step.
+
+    step counts from 1 here: the number of steps done. loss is the mean over the supervised targets of the
+    steps since the last report, in nats. grad_norm is that of the last step, before clipping. Tokens are
+    useful ones (padding not counted), over all ranks; tokens_seen and examples_seen count from the run's
+    start. packing_efficiency is useful tokens / slots computed. step_time_s is the mean since the last
+    report.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_s: float
+    supervised_tokens_per_s: float
+    examples_seen: int
+    tokens_seen: int
+    packing_efficiency: float
+    skipped_steps: int
+    step_time_s: float
+
+
+class Figures:
+    """Adds up steps between two reports, and since the start of the run.
+
+    Losses stay on the device until a report, so that no step waits for them.
+    """
+
+    def __init__(self, device: torch.device, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._device = device
+        self._sum_over_ranks = sum_over_ranks
+        self._num_examples_seen = self._num_tokens_seen = 0
+        self._loss = float("nan")
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start_s = time.perf_counter()
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._num_steps = self._num_tokens = self._num_targets = self._num_slots = 0
+
+    def add(self, info: StepCounts, loss_sum: torch.Tensor) -> None:
+        """Counts one step of the global batch; `loss_sum` is this rank's share of the cross-entropy."""
+        self._num_steps += 1
+        self._num_tokens += info.num_tokens
+        self._num_targets += info.num_targets
+        self._num_slots += info.num_slots
+        self._loss_sum += loss_sum
+        self._num_examples_seen += info.num_examples
+        self._num_tokens_seen += info.num_tokens
+
+    def report(
+        self, step: int, epoch: float, learning_rate: float, grad_norm: float, num_skipped: int
+    ) -> Metrics:
+        """Figures since the last report, over all ranks (a collective), and begins a new stretch."""
+        self._loss = float(self._sum_over_ranks(self._loss_sum)) / self._num_targets
+        seconds = time.perf_counter() - self._start_s
+        metrics = Metrics(
+            step=step,
+            epoch=epoch,
+            loss=self._loss,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            tokens_per_s=self._num_tokens / seconds,
+            supervised_tokens_per_s=self._num_targets / seconds,
+            examples_seen=self._num_examples_seen,
+            tokens_seen=self._num_tokens_seen,
+            packing_efficiency=self._num_tokens / self._num_slots,
+            skipped_steps=num_skipped,
+            step_time_s=seconds / self._num_steps,
+        )
+        self._restart()
+        return metrics
+
+    def totals(self) -> dict[str, float | int]:
+        """Examples and tokens since the start of the run, and the last reported loss."""
+        return {
+            "examples_seen": self._num_examples_seen,
+            "tokens_seen": self._num_tokens_seen,
+            "train_loss": self._loss,
+        }
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, appended and flushed to disk line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def train(self, metrics: Metrics) -> None:
+        """Appends a line of kind train."""
+        self._append("train", asdict(metrics))
+
+    def validation(self, step: int, loss: float) -> None:
+        """Appends a line of kind validation."""
+        self._append("validation", {"step": step, "loss": loss})
+
+    def text(self, tag: str, text: str) -> None:
+        """Texts are not figures: run.json holds what there is to know."""
+
+    def _append(self, kind: str, values: dict[str, float | int]) -> None:
+        # JSON has no NaN or infinity: a skipped step's gradient norm is written as null.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        record = {"kind": kind, "time": round(time.time(), 3), **finite}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,61 @@
+"""Hands every report of a run to the file, TensorBoard and the console at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from medsft.monitor.console import Console
+from medsft.monitor.metrics import Metrics, MetricsFile
+from medsft.monitor.tensorboard import TensorBoard
+
+
+class Sink(Protocol):
+    """A place that reports go to."""
+
+    def train(self, metrics: Metrics) -> None:
+        """Figures of a logged step."""
+
+    def validation(self, step: int, loss: float) -> None:
+        """A validation loss, in nats a supervised token."""
+
+    def text(self, tag: str, text: str) -> None:
+        """A text under a tag."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class Reporter:
+    """A sink that passes everything on to several."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def train(self, metrics: Metrics) -> None:
+        """Figures of a logged step."""
+        for sink in self._sinks:
+            sink.train(metrics)
+
+    def validation(self, step: int, loss: float) -> None:
+        """A validation loss, in nats a supervised token."""
+        for sink in self._sinks:
+            sink.validation(step, loss)
+
+    def text(self, tag: str, text: str) -> None:
+        """A text under a tag."""
+        for sink in self._sinks:
+            sink.text(tag, text)
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def open_reporter(metrics_file: Path, tensorboard: Path, num_steps: int, speaks: bool) -> Reporter:
+    """All three sinks for the rank that speaks, none for the others."""
+    if not speaks:
+        return Reporter(())
+    return Reporter((MetricsFile(metrics_file), TensorBoard(tensorboard), Console(num_steps)))

@@ -1,0 +1,50 @@
+"""TensorBoard scalars of a run, written by rank 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from medsft.monitor.metrics import Metrics
+
+# Field of Metrics -> tag; TensorBoard groups by what stands before the slash.
+TAGS = {
+    "loss": "loss/train",
+    "learning_rate": "optimization/learning_rate",
+    "grad_norm": "optimization/gradient_norm",
+    "skipped_steps": "optimization/skipped_steps",
+    "tokens_per_s": "throughput/tokens_per_s",
+    "supervised_tokens_per_s": "throughput/supervised_tokens_per_s",
+    "step_time_s": "throughput/step_time_s",
+    "packing_efficiency": "throughput/packing_efficiency",
+    "tokens_seen": "progress/tokens_seen",
+    "examples_seen": "progress/examples_seen",
+    "epoch": "progress/epoch",
+}
+
+
+class TensorBoard:
+    """Event file in a folder, flushed at every report so that a killed run shows all it did."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = SummaryWriter(str(folder))
+
+    def text(self, tag: str, text: str) -> None:
+        """A text card, such as the flags or the first example."""
+        self._writer.add_text(tag, text)
+
+    def train(self, metrics: Metrics) -> None:
+        """One point of every train curve."""
+        for name, tag in TAGS.items():
+            self._writer.add_scalar(tag, getattr(metrics, name), metrics.step)
+        self._writer.flush()
+
+    def validation(self, step: int, loss: float) -> None:
+        """One point of the validation curve."""
+        self._writer.add_scalar("loss/validation", loss, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        self._writer.close()

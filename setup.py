@@ -1,0 +1,41 @@
+"""Package metadata: what to install, what travels with it, which commands it brings."""
+
+from setuptools import find_packages, setup
+
+DEPENDENCIES = [
+    "torch>=2.11",
+    "deepspeed>=0.19",
+    "transformers>=5.17,<6",
+    "sentencepiece",
+    "safetensors",
+    "tensorboard",
+    "mpi4py",
+    "cpm_kernels",
+    "datasets",
+    "typer",
+    "rich",
+    "numpy",
+    "filelock",
+    "pyyaml",
+    "psutil",
+]
+
+setup(
+    name="medsft",
+    version="0.1.0",
+    description="Full-parameter fine-tuning of ChatGLM-6B on medical instructions, with DeepSpeed ZeRO-3.",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # ds_configs holds JSON files only; it stands beside medsft in the repository and once installed.
+    packages=[*find_packages(include=["launcher", "launcher.*", "medsft", "medsft.*"]), "ds_configs"],
+    package_data={"medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja"], "ds_configs": ["*.json", "*.md"]},
+    install_requires=DEPENDENCIES,
+    extras_require={"test": ["pytest", "ruff"]},
+    entry_points={
+        "console_scripts": [
+            "medsft = medsft.cli:main",
+            "medsft-launch = launcher.__main__:main",
+        ]
+    },
+)

@@ -1,0 +1,90 @@
+import pytest
+
+from medsft.config import parse
+from medsft.errors import UserError
+
+REQUIRED = ["--model_name_or_path", "model", "--train_file", "a.jsonl", "--output_dir", "out"]
+
+
+def test_flags_land_in_their_groups():
+    config = parse([*REQUIRED, "--learning_rate", "1e-4", "--packing", "false", "--max_source_length", "64"])
+    assert config.optimization.learning_rate == 1e-4
+    assert config.optimization.packing is False
+    assert config.data.max_source_length == 64
+    assert config.flags()["output_dir"] == "out"
+
+
+def test_several_files_with_blanks_and_chinese():
+    config = parse(["--model_name_or_path", "模 型", "--output_dir", "o", "--train_file", "a b.jsonl", "病例.csv"])
+    assert config.data.train_file == ["a b.jsonl", "病例.csv"]
+    assert config.model.model_name_or_path == "模 型"
+
+
+def test_deepspeed_adds_local_rank_with_equals():
+    assert parse(["--local_rank=3", *REQUIRED]).run.local_rank == 3
+
+
+def test_yaml_is_below_the_command_line(tmp_path):
+    path = tmp_path / "运行 1.yaml"
+    path.write_text(
+        "model_name_or_path: 模型\ntrain_file: [a.jsonl, b.jsonl]\noutput_dir: out\nlearning_rate: 1.0e-4\n"
+        "packing: false\nseed: 7\nmax_train_samples: null\n",
+        encoding="utf-8",
+    )
+    config = parse(["--config", str(path), "--seed", "8"])
+    assert config.data.train_file == ["a.jsonl", "b.jsonl"]
+    assert config.optimization.learning_rate == 1e-4
+    assert config.optimization.packing is False
+    assert config.optimization.seed == 8
+    assert config.data.max_train_samples is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("lerning_rate: 1", ["lerning_rate", "learning_rate"]),
+        ("- a\n- b", ["list", "flag: value"]),
+        ("a: [", ["YAML"]),
+    ],
+)
+def test_bad_yaml_is_explained(tmp_path, content, words):
+    path = tmp_path / "run.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        parse(["--config", str(path)])
+    assert all(word in str(caught.value) for word in [str(path), *words])
+
+
+def test_missing_yaml_names_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"missing\.yaml"):
+        parse(["--config", str(tmp_path / "missing.yaml")])
+
+
+def test_unknown_flag_suggests_the_near_one():
+    with pytest.raises(UserError, match=r"--lerning_rate.*learning_rate"):
+        parse([*REQUIRED, "--lerning_rate", "1"])
+
+
+def test_a_wrong_type_names_flag_and_value():
+    with pytest.raises(UserError, match=r"seed.*'x'"):
+        parse([*REQUIRED, "--seed", "x"])
+
+
+def test_all_faults_come_in_one_message():
+    with pytest.raises(UserError) as caught:
+        parse(["--seed", "-1", "--warmup_ratio", "1.5", "--max_steps", "0", "--history_column", "h"])
+    text = str(caught.value)
+    for word in ("--model_name_or_path", "--train_file", "--output_dir", "--seed -1", "--warmup_ratio 1.5"):
+        assert word in text
+    assert "--max_steps 0" in text
+    assert "--history_column h" in text
+    assert "\n" not in text
+
+
+def test_help_is_grouped(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for group in ("\nmodel:\n", "\ndata:\n", "\noptimization:\n", "\nrun:\n"):
+        assert group in text

@@ -1,0 +1,155 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsft.engine.deepspeed_config import (
+    Batch,
+    compute_dtype,
+    offloads_optimizer,
+    read_json,
+    resolve_batch,
+    settle,
+)
+from medsft.errors import UserError
+
+CPU = torch.device("cpu")
+FLAGS = {
+    "learning_rate": 5e-5,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+}
+FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
+
+
+def settled(values):
+    return settle(values, Path("x.json"), Batch(16, 8, 2), FLAGS, CPU)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.name)
+def test_every_shipped_json_settles_without_leaving_auto(path):
+    result = settled(read_json(path))
+    assert '"auto"' not in json.dumps(result)
+    assert result["zero_optimization"]["stage"] == 3
+    assert result["gradient_clipping"] == 1.0
+
+
+def test_shipped_jsons_are_what_their_names_say():
+    of = {path.stem: settled(read_json(path)) for path in FOLDER.glob("*.json")}
+    assert compute_dtype(of["zero3"]) == torch.bfloat16
+    assert compute_dtype(of["zero3_fp16"]) == torch.float16
+    assert compute_dtype(of["zero3_cpu"]) == torch.float32
+    assert not offloads_optimizer(of["zero3"])
+    assert of["zero3_offload_optimizer"]["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert of["zero3_offload_all"]["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert of["zero3_nvme"]["zero_optimization"]["offload_optimizer"]["device"] == "nvme"
+    assert {"zero3", "zero3_fp16", "zero3_cpu", "zero3_offload_optimizer", "zero3_offload_all", "zero3_nvme"} == set(of)
+
+
+def test_each_json_has_a_line_in_the_readme():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{path.name}`" in text for path in FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"train_batch_size": 32}, ["train_batch_size is 32", "--global_batch_size is 16"]),
+        ({"gradient_accumulation_steps": 4}, ["gradient_accumulation_steps is 4", "is 2"]),
+        ({"train_micro_batch_size_per_gpu": 1}, ["is 1", "--per_device_train_batch_size is 8"]),
+        ({"gradient_clipping": 0.5}, ["gradient_clipping is 0.5", "--max_grad_norm is 1.0"]),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, ["0.001", "--learning_rate is 5e-05"]),
+        ({"optimizer": {"params": {"betas": [0.8, 0.999]}}}, ["0.8", "--adam_beta1 is 0.9"]),
+        ({"optimizer": {"type": "Lamb"}}, ["Lamb", "AdamW"]),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}}}, ["warmup_num_steps", "--warmup"]),
+        ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["fp16", "bf16", "choose one"]),
+        ({"wandb": {"team": "auto"}}, ["wandb.team"]),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            ["offload_param", "nvme", "cpu"],
+        ),
+    ],
+)
+def test_a_contradiction_shows_both_values(values, words):
+    with pytest.raises(UserError) as caught:
+        settled({"zero_optimization": {"stage": 3}, **values})
+    assert all(word in str(caught.value) for word in ["x.json", *words])
+
+
+def test_all_contradictions_come_at_once():
+    with pytest.raises(UserError) as caught:
+        settled({"zero_optimization": {"stage": 1}, "gradient_clipping": 2, "train_batch_size": 1})
+    assert all(word in str(caught.value) for word in ["stage is 1", "gradient_clipping is 2", "is 1 but"])
+
+
+def test_a_hugging_face_json_with_auto_everywhere_works():
+    auto = "auto"
+    result = settled(
+        {
+            "bf16": {"enabled": auto},
+            "fp16": {"enabled": auto},
+            "optimizer": {
+                "type": "AdamW",
+                "params": {"lr": auto, "betas": auto, "eps": auto, "weight_decay": auto},
+            },
+            "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": auto, "warmup_max_lr": auto}},
+            "zero_optimization": {
+                "stage": 3,
+                "reduce_bucket_size": auto,
+                "stage3_prefetch_bucket_size": auto,
+                "stage3_param_persistence_threshold": auto,
+            },
+            "gradient_clipping": auto,
+            "train_batch_size": auto,
+            "train_micro_batch_size_per_gpu": auto,
+            "gradient_accumulation_steps": auto,
+        }
+    )
+    assert "optimizer" not in result and "scheduler" not in result
+    assert compute_dtype(result) == torch.bfloat16
+
+
+def test_numbers_equal_to_the_flags_are_no_contradiction():
+    settled({"zero_optimization": {"stage": 3}, "train_batch_size": 16, "gradient_clipping": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [("{", "not valid JSON"), ("[1]", "JSON object"), ('{"a": 1,}', "not valid JSON")]
+)
+def test_broken_json_names_the_file(tmp_path, content, word):
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=word) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_json_names_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json.*ds_configs"):
+        read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((2, 8, None, None), Batch(16, 8, 1)),
+        ((2, 8, 4, None), Batch(64, 8, 4)),
+        ((1, 8, None, 16), Batch(16, 8, 2)),
+        ((2, 8, None, 16), Batch(16, 8, 1)),
+        ((3, 4, None, 16), Batch(16, 4, 2)),
+        ((64, 8, None, 16), Batch(16, 8, 1)),
+        ((2, 4, 2, 16), Batch(16, 4, 2)),
+    ],
+)
+def test_the_batch_follows_from_three_flags_and_the_ranks(arguments, expected):
+    assert resolve_batch(*arguments) == expected
+
+
+def test_batch_flags_that_do_not_multiply_are_refused():
+    with pytest.raises(UserError, match=r"--global_batch_size 16.*8 x.*4 x 2 ranks = 64"):
+        resolve_batch(2, 8, 4, 16)

@@ -1,0 +1,75 @@
+"""How the end of a job follows from the ends of its ranks."""
+
+import signal
+
+import pytest
+
+from launcher.exit_codes import describe, shell_code
+from launcher.supervise import RankEnd, classify, most_telling
+
+
+def end(rank: int, code: int, after_s: float = 1.0) -> RankEnd:
+    return RankEnd(rank, f"rank {rank}", 1000 + rank, code, after_s)
+
+
+@pytest.mark.parametrize(
+    ("codes", "failed", "stop_signal", "kind", "exit_code"),
+    [
+        ((0, 0), (), None, "finished", 0),
+        ((75, 75), (), None, "checkpointed", 75),
+        ((0, 75), (), None, "checkpointed", 75),
+        ((2, -15), (0,), None, "user error", 2),
+        ((1, -15), (0,), None, "crashed", 1),
+        ((3, 3), (0, 1), None, "crashed", 3),
+        ((-9, 1), (0,), None, "crashed", 137),
+        ((75, -11), (1,), None, "crashed", 139),
+        ((-2, -2), (), signal.SIGINT, "stopped", 130),
+        ((-9, 1), (), signal.SIGTERM, "stopped", 143),
+        ((0, 75), (), signal.SIGTERM, "checkpointed", 75),
+        ((75, -9), (), signal.SIGTERM, "stopped", 143),
+        ((0, 0), (), signal.SIGTERM, "finished", 0),
+    ],
+)
+def test_classify(codes, failed, stop_signal, kind, exit_code):
+    ends = [end(rank, code) for rank, code in enumerate(codes)]
+    job_end = classify(ends, [ends[rank] for rank in failed], stop_signal)
+    assert (job_end.kind, job_end.exit_code) == (kind, exit_code)
+
+
+def test_ranks_have_the_word_on_user_errors_and_success():
+    assert classify([end(0, 2)], [end(0, 2)], None).message is None
+    assert classify([end(0, 0)], [], None).message is None
+
+
+def test_a_crash_names_rank_process_and_cause():
+    message = classify([end(3, -9, 12.4)], [end(3, -9, 12.4)], None).message
+    assert "rank 3 (process 1003) failed after 12 s: ended by SIGKILL" in message
+    assert "out of memory" in message
+    assert "exit code is 137" in message
+    assert "out of memory" not in classify([end(0, 1)], [end(0, 1)], None).message
+
+
+@pytest.mark.parametrize(
+    ("failed", "cause"),
+    [
+        ([end(0, 1, 1.0), end(1, 1, 2.0)], 0),
+        ([end(0, 1, 2.0), end(1, 1, 1.0)], 1),
+        # Rank 0 says what the user did wrong, after its peer found the connection closed.
+        ([end(0, 2, 2.0), end(1, 1, 1.0)], 0),
+        ([end(0, 1, 1.0), end(1, -9, 1.0)], 1),
+        ([end(0, 1, 1.0), end(1, -9, 1.5)], 1),
+        ([end(0, 1, 1.0), end(1, -11, 1.0)], 1),
+        # A communication library aborts its process when a peer is gone.
+        ([end(0, 1, 1.0), end(1, -6, 1.5)], 0),
+        ([end(0, -9, 1.0), end(1, 2, 1.0)], 1),
+    ],
+)
+def test_most_telling(failed, cause):
+    assert most_telling(failed).rank == cause
+
+
+def test_exit_codes_as_a_shell_has_them():
+    assert [shell_code(code) for code in (0, 2, 255, -9, -15)] == [0, 2, 255, 137, 143]
+    assert describe(3) == "exit code 3"
+    assert describe(-signal.SIGSEGV) == "ended by SIGSEGV"
+    assert describe(-(signal.SIGRTMIN + 1)) == f"ended by signal {signal.SIGRTMIN + 1}"
