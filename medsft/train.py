@@ -77,7 +77,7 @@ def run(config: Config, world: World) -> None:
     with open_batches(config, data, plan, batch, base, world) as steps:
         for info, micro_batches in steps:
             result = step(info.step, micro_batches, info.num_targets)
-            figures.add(info, result.loss_sum)
+            figures.add(info, result.loss_sum, result.applied)
             done = info.step + 1
             is_last = done == plan.num_steps
             if is_last or done % config.run.logging_steps == 0:

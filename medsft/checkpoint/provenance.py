@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import medsft
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -30,5 +32,9 @@ class Provenance:
 
 def software_versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    packages = ("medsft", "torch", "deepspeed", "transformers", "safetensors", "sentencepiece")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("torch", "deepspeed", "transformers", "safetensors", "sentencepiece")
+    return {
+        "medsft": medsft.__version__,  # a clone need not be installed
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,10 @@ def _free_port() -> int:
 
 def start(timeout_min: int) -> World:
     """Joins the process group named by the environment (NCCL on GPUs, gloo without)."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, with a warning at every call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

@@ -28,7 +28,7 @@ class Metrics:
     """Figures at a logged step.
 
     step counts from 1 here: the number of steps done. loss is the mean over the supervised targets of the
-    steps since the last report, in nats. grad_norm is that of the last step, before clipping. Tokens are
+    steps since the last report that were not skipped, in nats; NaN if all were. grad_norm is that of the last step, before clipping. Tokens are
     useful ones (padding not counted), over all ranks; tokens_seen and examples_seen count from the run's
     start. packing_efficiency is useful tokens / slots computed. step_time_s is the mean since the last
     report.
@@ -65,14 +65,20 @@ class Figures:
         self._start_s = time.perf_counter()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         self._num_steps = self._num_tokens = self._num_targets = self._num_slots = 0
+        self._num_targets_in_loss = 0
 
-    def add(self, info: StepCounts, loss_sum: torch.Tensor) -> None:
-        """Counts one step of the global batch; `loss_sum` is this rank's share of the cross-entropy."""
+    def add(self, info: StepCounts, loss_sum: torch.Tensor, applied: bool) -> None:
+        """Counts one step of the global batch; `loss_sum` is this rank's share of the cross-entropy.
+
+        The loss of a step that was skipped may be NaN and is left out; its tokens were computed all the same.
+        """
         self._num_steps += 1
         self._num_tokens += info.num_tokens
         self._num_targets += info.num_targets
         self._num_slots += info.num_slots
-        self._loss_sum += loss_sum
+        if applied:
+            self._loss_sum += loss_sum
+            self._num_targets_in_loss += info.num_targets
         self._num_examples_seen += info.num_examples
         self._num_tokens_seen += info.num_tokens
 
@@ -80,7 +86,8 @@ class Figures:
         self, step: int, epoch: float, learning_rate: float, grad_norm: float, num_skipped: int
     ) -> Metrics:
         """Figures since the last report, over all ranks (a collective), and begins a new stretch."""
-        self._loss = float(self._sum_over_ranks(self._loss_sum)) / self._num_targets
+        loss_sum = float(self._sum_over_ranks(self._loss_sum))
+        self._loss = loss_sum / self._num_targets_in_loss if self._num_targets_in_loss else float("nan")
         seconds = time.perf_counter() - self._start_s
         metrics = Metrics(
             step=step,

@@ -1,7 +1,5 @@
 """Steps, and their split over ranks and micro-batches."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
@@ -135,7 +133,7 @@ def test_capacity_grows_the_number_of_micro_batches_alike():
 
 
 def test_an_example_beyond_capacity_is_named():
-    with pytest.raises(UserError, match="Example 1 of the step has 300 tokens.*at most 200"):
+    with pytest.raises(UserError, match=r"Example 1 of the step has 300 tokens.*at most 200"):
         split([100, 300], 1, 1, max_tokens=200)
     with pytest.raises(UserError, match=r"a\.jsonl:7 has 300 tokens.*at most 200.*2 examples of 3"):
         check_capacity(np.array([250, 300, 10]), 200, lambda index: ["a.jsonl:5", "a.jsonl:7", ""][index])

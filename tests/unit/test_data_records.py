@@ -215,15 +215,16 @@ def test_csv_header_with_a_column_twice(tmp_path):
         read_files([write(tmp_path / "a.csv", "prompt,response,prompt\na,b,c\n")])
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
-@pytest.mark.parametrize("content", ["", "\n \n", "[]", "prompt,response\n"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, content) for name in ("a.jsonl", "a.txt", "a.json", "a.csv") for content in ("", "\n \n")),
+        ("a.json", "[]"),
+        ("a.json", '{"data": []}'),
+        ("a.csv", "prompt,response\n"),
+    ],
+)
 def test_files_without_records_are_refused(tmp_path, name, content):
-    if (name, content) in {
-        ("a.jsonl", "[]"),
-        ("a.jsonl", "prompt,response\n"),
-        ("a.json", "prompt,response\n"),
-    }:
-        pytest.skip("not empty in this format")
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=str(path)):
         read_files([path])

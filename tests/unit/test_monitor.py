@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import dataclass, fields
 
 import pytest
@@ -75,15 +76,24 @@ class Counts:
 
 def test_figures_weigh_losses_by_targets_and_begin_anew_after_a_report():
     figures = Figures(torch.device("cpu"), sum_over_ranks=lambda values: values * 2)  # as two like ranks
-    figures.add(Counts(2, 10, 4, 16), torch.tensor(4.0))
-    figures.add(Counts(2, 20, 6, 24), torch.tensor(1.0))
+    figures.add(Counts(2, 10, 4, 16), torch.tensor(4.0), applied=True)
+    figures.add(Counts(2, 20, 6, 24), torch.tensor(1.0), applied=True)
     first = figures.report(2, 0.5, 1e-3, 1.5, 0)
     assert first.loss == pytest.approx(2 * 5.0 / 10)
     assert first.packing_efficiency == pytest.approx(30 / 40)
     assert (first.step, first.examples_seen, first.tokens_seen) == (2, 4, 30)
     assert first.tokens_per_s / first.supervised_tokens_per_s == pytest.approx(30 / 10)
-    figures.add(Counts(1, 8, 2, 8), torch.tensor(3.0))
+    figures.add(Counts(1, 8, 2, 8), torch.tensor(3.0), applied=True)
     second = figures.report(3, 0.75, 1e-3, 1.5, 1)
     assert second.loss == pytest.approx(2 * 3.0 / 2)
     assert (second.examples_seen, second.tokens_seen, second.packing_efficiency) == (5, 38, 1.0)
     assert figures.totals() == {"examples_seen": 5, "tokens_seen": 38, "train_loss": second.loss}
+
+
+def test_the_loss_of_a_skipped_step_is_left_out():
+    figures = Figures(torch.device("cpu"), sum_over_ranks=lambda values: values)
+    figures.add(Counts(1, 8, 2, 8), torch.tensor(3.0), applied=True)
+    figures.add(Counts(1, 8, 2, 8), torch.tensor(float("nan")), applied=False)
+    assert figures.report(2, 0.1, 1e-3, 1.0, 1).loss == pytest.approx(1.5)
+    figures.add(Counts(1, 8, 2, 8), torch.tensor(float("nan")), applied=False)
+    assert math.isnan(figures.report(3, 0.1, 1e-3, float("inf"), 2).loss)

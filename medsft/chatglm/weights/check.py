@@ -91,7 +91,9 @@ def read_config(folder: Path) -> ChatGLMConfig:
     try:
         return ChatGLMConfig.from_dict(content)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} does not describe a ChatGLM: {error}") from error
+        raise UserError(
+            f"{folder / CONFIG_FILE} does not describe a ChatGLM: {error}. Mend it, or take it from the release."
+        ) from error
 
 
 def model_on_meta(config: ChatGLMConfig) -> ChatGLMForConditionalGeneration:

@@ -63,10 +63,9 @@ def check_tie(files: WeightFiles, num_rows: int | None = None) -> None:
         if not _equal(first, second):
             raise UserError(
                 f"{files.place(EMBEDDING_NAME)} and {files.place(HEAD_NAME)} differ (first seen at row "
-                f"{start // width}), but config.json ties them, so one of the two would be lost. If the "
-                "model "
-                'was trained untied, write "tie_word_embeddings": false into config.json; otherwise shards of '
-                "different models are mixed: download all of them again."
+                f"{start // width}), but config.json ties them: one of the two would be lost. If the model "
+                'was trained untied, write "tie_word_embeddings": false into config.json; otherwise shards '
+                "of different models are mixed: download all of them again."
             )
 
 

@@ -1,0 +1,1 @@
+"""Knowledge graph -> question-answer pairs to train on."""

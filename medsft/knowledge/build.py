@@ -1,0 +1,88 @@
+"""Graph files -> a file of question-answer pairs: what `medsft data build` does."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medsft.chatglm.files import replacing
+from medsft.data.records import BadLine
+from medsft.errors import UserError
+from medsft.knowledge.graph import read_graph
+from medsft.knowledge.pairs import KINDS, make_pairs
+from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What was built.
+
+    Attributes:
+        num_entities, num_facts: of the graph; a fact is one value.
+        num_merged: records that added to an entity named before.
+        num_pairs: kind -> pairs written.
+        bad: records that could not be used.
+    """
+
+    num_entities: int
+    num_facts: int
+    num_merged: int
+    num_pairs: Mapping[str, int]
+    bad: tuple[BadLine, ...]
+
+    def describe(self) -> str:
+        """One paragraph for people."""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.num_pairs.items())
+        text = (
+            f"{self.num_entities:,} entities with {self.num_facts:,} facts -> "
+            f"{sum(self.num_pairs.values()):,} pairs ({kinds})"
+        )
+        if self.num_merged:
+            text += f"; {self.num_merged:,} records merged into others of the same name"
+        if self.bad:
+            text += f"; {len(self.bad):,} records left out: " + "; ".join(str(line) for line in self.bad[:5])
+        return text
+
+
+def build_pairs(
+    graph_files: Sequence[str | Path],
+    output: Path,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    num_phrasings: int = 2,
+    max_pairs: int | None = None,
+    max_bad_share: float = 0.01,
+    templates_file: Path = DEFAULT_TEMPLATES,
+) -> BuildSummary:
+    """Writes `output` (.jsonl, a {"context", "target"} object a line), whole or not at all.
+
+    Arguments as in `read_graph` and `make_pairs`. Raises `UserError` as these do, and for an output that
+    cannot be written.
+    """
+    if output.suffix != ".jsonl":
+        raise UserError(f"The output {output} must end in .jsonl: it holds one JSON object a line.")
+    templates = load_templates(templates_file)
+    graph = read_graph(graph_files, max_bad_share)
+    pairs = make_pairs(graph, templates, seed, kinds, num_phrasings, max_pairs)
+    if not pairs:
+        raise UserError(
+            f"The graph's {len(graph.entities)} entities give no pair of the kinds {', '.join(kinds)}; "
+            "several needs two relations of an entity, reverse a relation with reverse phrasings."
+        )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(output) as file:
+            for pair in pairs:
+                file.write(json.dumps(pair.record(), ensure_ascii=False).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"The output {output} cannot be written: {error.strerror}.") from error
+    return BuildSummary(
+        num_entities=len(graph.entities),
+        num_facts=graph.num_facts,
+        num_merged=graph.num_merged,
+        num_pairs=Counter(pair.kind for pair in pairs),
+        bad=graph.bad,
+    )

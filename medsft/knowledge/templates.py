@@ -1,0 +1,129 @@
+"""Phrasings of questions and answers, read from a YAML file (`templates.yaml` explains its form)."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from medsft.errors import UserError
+
+DEFAULT_TEMPLATES = Path(__file__).with_name("templates.yaml")
+
+# Field -> placeholders that its texts must hold; `relation` may stand in any of them.
+_REQUIRED = {
+    "questions": {"entity"},
+    "answers": {"entity", "values"},
+    "ask": set(),
+    "clause": {"values"},
+}
+_OPTIONAL = {"reverse_questions": {"value"}, "reverse_answers": {"value", "entities"}}
+_SINGLE_TEXT = {"ask", "clause"}
+
+
+@dataclass(frozen=True)
+class RelationTemplates:
+    """Phrasings for one relation; the reverse ones may be empty, both or neither."""
+
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    ask: str
+    clause: str
+    reverse_questions: tuple[str, ...] = ()
+    reverse_answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Templates:
+    """All phrasings: by relation, for any other relation, and for several facts at once."""
+
+    relations: Mapping[str, RelationTemplates]
+    other: RelationTemplates
+    several: tuple[str, ...]
+    overview: tuple[str, ...]
+
+    def of(self, relation: str) -> RelationTemplates:
+        """Phrasings for a relation, known or not."""
+        return self.relations.get(relation, self.other)
+
+    def order(self, fact: tuple[str, object]) -> int:
+        """Place of a (relation, values) fact when several are told; relations without a place of their own last."""
+        return list(self.relations).index(fact[0]) if fact[0] in self.relations else len(self.relations)
+
+
+def load_templates(path: Path = DEFAULT_TEMPLATES) -> Templates:
+    """Reads and checks a template file.
+
+    Raises `UserError` that names file and entry for missing and unknown entries, empty lists, and
+    placeholders that are missing, unknown or not closed.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The template file {path} cannot be read as YAML: {error}.") from error
+    try:
+        content = _mapping(content, "the file", {"relations", "other", "several", "overview"})
+        relations = _mapping(content["relations"], "relations", None)
+        return Templates(
+            relations={name: _relation(entry, name) for name, entry in relations.items()},
+            other=_relation(content["other"], "other"),
+            several=_texts(content["several"], "several", {"entity", "asks"}),
+            overview=_texts(content["overview"], "overview", {"entity"}),
+        )
+    except _Fault as fault:
+        raise UserError(f"The template file {path}: {fault}. {DEFAULT_TEMPLATES} shows the form.") from fault
+
+
+class _Fault(Exception):
+    """What is wrong, and with which entry."""
+
+
+def _mapping(value: object, entry: str, allowed: set[str] | None) -> dict:
+    if not isinstance(value, dict):
+        raise _Fault(f"{entry} must hold names with values, but is a {type(value).__name__}")
+    if allowed is not None and value.keys() != allowed:
+        missing, unknown = allowed - value.keys(), value.keys() - allowed
+        raise _Fault(
+            f"{entry} "
+            + " and ".join(
+                f"{what} {', '.join(sorted(map(str, names)))}"
+                for what, names in (("lacks", missing), ("has unknown", unknown))
+                if names
+            )
+        )
+    return value
+
+
+def _relation(value: object, name: str) -> RelationTemplates:
+    given = _mapping(value, name, None)
+    reverse = set(_OPTIONAL) if set(_OPTIONAL) & given.keys() else set()
+    _mapping(given, name, set(_REQUIRED) | reverse)
+    fields = {}
+    for field, placeholders in (_REQUIRED | _OPTIONAL).items():
+        if field not in given:
+            continue
+        texts = given[field]
+        if field in _SINGLE_TEXT:
+            (fields[field],) = _texts([texts], f"{name}.{field}", placeholders, {"relation"})
+        else:
+            fields[field] = _texts(texts, f"{name}.{field}", placeholders, {"relation"})
+    return RelationTemplates(**fields)
+
+
+def _texts(
+    value: object, entry: str, placeholders: set[str], optional: frozenset[str] | set[str] = frozenset()
+) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise _Fault(f"{entry} must be a list of texts, not empty")
+    for text in value:
+        try:
+            found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        except ValueError as error:
+            raise _Fault(f"{entry}: {text!r} has a stray brace ({error})") from error
+        if not placeholders <= found <= placeholders | optional:
+            wanted = ", ".join(f"{{{name}}}" for name in sorted(placeholders)) or "no placeholder"
+            raise _Fault(f"{entry}: {text!r} must hold {wanted} and nothing else in braces")
+    return tuple(value)

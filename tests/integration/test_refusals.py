@@ -1,0 +1,115 @@
+"""Bad input: one paragraph on one rank, exit code 2, no traceback, and nobody waits."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from runs import REPOSITORY, launch
+
+
+def run_flags(model, data, output, **more):
+    values = {"model_name_or_path": model, "train_file": data, "output_dir": output, "max_steps": 2, **more}
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def assert_refused(result, *words):
+    output = result.stdout + result.stderr
+    assert result.returncode == 2, output
+    assert "Traceback" not in output
+    told = [line for line in output.splitlines() if line.startswith("medsft: error")]
+    assert len(told) == 1, output
+    for word in words:
+        assert word in told[0]
+
+
+def holds_a_run(tmp_path, _):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    return {}, ["already holds a run", "--overwrite_output_dir"]
+
+
+def contradicting_json(tmp_path, _):
+    path = tmp_path / "矛盾.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}, "gradient_clipping": 0.3}))
+    return {"deepspeed": path}, ["矛盾.json", "gradient_clipping is 0.3", "--max_grad_norm is 1.0"]
+
+
+def missing_data(tmp_path, _):
+    return {"train_file": tmp_path / "没有.jsonl"}, ["没有.jsonl"]
+
+
+def empty_data(tmp_path, _):
+    (tmp_path / "empty.jsonl").write_text("")
+    return {"train_file": tmp_path / "empty.jsonl"}, ["empty.jsonl"]
+
+
+def example_longer_than_the_micro_batch(tmp_path, data):
+    return {"micro_batch_tokens": 16}, [str(data), "16"]
+
+
+def missing_model(tmp_path, _):
+    return {"model_name_or_path": tmp_path / "nothing"}, ["nothing"]
+
+
+def limits_beyond_the_positions(tmp_path, _):
+    return {"max_source_length": 3000}, ["--max_source_length 3000", "--max_target_length 256"]
+
+
+def unfitting_batch(tmp_path, _):
+    more = {"global_batch_size": 16, "gradient_accumulation_steps": 3}
+    return more, ["--global_batch_size 16", "--gradient_accumulation_steps 3"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [holds_a_run, contradicting_json, missing_data, example_longer_than_the_micro_batch],
+    ids=lambda fault: fault.__name__,
+)
+def test_two_ranks_refuse_together(fault, toy_model, instruction_file, tmp_path):
+    more, words = fault(tmp_path, instruction_file)
+    flags = run_flags(toy_model, instruction_file, tmp_path / "run", **more)
+    assert_refused(launch(flags, ranks=2), *words)
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [empty_data, missing_model, limits_beyond_the_positions, unfitting_batch],
+    ids=lambda fault: fault.__name__,
+)
+def test_a_single_process_refuses(fault, toy_model, instruction_file, tmp_path):
+    more, words = fault(tmp_path, instruction_file)
+    flags = run_flags(toy_model, instruction_file, tmp_path / "run", **more)
+    assert_refused(launch(flags, launcher="python"), *words)
+
+
+def test_unknown_flags_are_refused_before_the_ranks_meet(tmp_path):
+    assert_refused(launch(["--lerning_rate", "1"], ranks=2), "--lerning_rate", "learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
+        ({"RANK": "0"}, "WORLD_SIZE"),
+    ],
+)
+def test_a_senseless_world_is_refused(environment, word, tmp_path):
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"} if "WORLD_SIZE" in environment else {}
+    result = subprocess.run(
+        [sys.executable, str(REPOSITORY / "medsft" / "train.py"), *run_flags("m", "d", tmp_path)],
+        env={**os.environ, **environment, **place},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert_refused(result, word)
+
+
+def test_a_run_refused_before_training_leaves_the_folder_free(toy_model, instruction_file, tmp_path):
+    run = tmp_path / "run"
+    assert_refused(launch(run_flags(toy_model, tmp_path / "no.jsonl", run), launcher="python"), "no.jsonl")
+    assert not (run / "run.json").exists()
