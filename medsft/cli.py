@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ data_app = typer.Typer(help="Build instruction data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
-class Template(str, Enum):
+class Template(StrEnum):
     """Form of a question; auto: what the model was trained with."""
 
     auto = "auto"
@@ -32,7 +32,7 @@ class Template(str, Enum):
     med_chatglm = "med-chatglm"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Number type of the weights in memory."""
 
     auto = "auto"
@@ -44,7 +44,9 @@ class Precision(str, Enum):
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, or a run's output folder.")]
 TemplateOption = Annotated[
     Template,
-    typer.Option("--prompt_template", help="How a question is written for the model; auto: as it was trained."),
+    typer.Option(
+        "--prompt_template", help="How a question is written for the model; auto: as it was trained."
+    ),
 ]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: fp32 on CPU, as stored on a GPU.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto: a GPU if there is one.")]
@@ -66,14 +68,16 @@ def chat(
     model: ModelOption,
     prompt_template: TemplateOption = Template.auto,
     history: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option(help="Keep earlier rounds (default: yes, but not in the med-chatglm form)."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")] = 512,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")
+    ] = 512,
     greedy: Annotated[bool, typer.Option(help="Always the most likely token.")] = False,
     top_p: Annotated[float, typer.Option("--top_p", min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.7,
     temperature: Annotated[float, typer.Option(min=0.01, help="Higher is more varied.")] = 0.95,
-    seed: Annotated[Optional[int], typer.Option(help="Makes sampled answers repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
     dtype: PrecisionOption = Precision.auto,
     device: DeviceOption = "auto",
 ) -> None:
@@ -92,11 +96,15 @@ def compare(
     base: Annotated[Path, typer.Option(help="Model folder before training.")],
     tuned: Annotated[Path, typer.Option(help="Model or run folder after training.")],
     questions: Annotated[Path, typer.Option(help="Instruction file: questions with their answers.")],
-    num_questions: Annotated[int, typer.Option("--num_questions", min=1, help="How many, from the front.")] = 10,
+    num_questions: Annotated[
+        int, typer.Option("--num_questions", min=1, help="How many, from the front.")
+    ] = 10,
     min_exact: Annotated[
         float, typer.Option("--min_exact", min=0.0, max=1.0, help="Exit 1 below this share of exact answers.")
     ] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")
+    ] = 128,
     prompt_template: TemplateOption = Template.auto,
     dtype: PrecisionOption = Precision.auto,
     device: DeviceOption = "auto",
@@ -114,6 +122,114 @@ def compare(
     if share < min_exact:
         typer.echo(f"only {share:.0%} exact answers after training, {min_exact:.0%} were asked for", err=True)
         raise typer.Exit(exit_codes.CRASHED)
+
+
+@app.command()
+def tokenizer(
+    train_file: Annotated[list[Path], typer.Option("--train_file", help="Instruction files; repeatable.")],
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", help="Folder for ice_text.model and its config.")
+    ],
+    vocab_size: Annotated[
+        int, typer.Option("--vocab_size", help="Ids in all, 344 special ones included.")
+    ] = 1500,
+) -> None:
+    """Train a small SentencePiece tokenizer in the released layout, for toy models."""
+    from medsft.chatglm.tokenizer_training import train_tokenizer
+    from medsft.data.records import read_files
+
+    examples = read_files(train_file).examples
+    made = train_tokenizer((item.query + item.response for item in examples), output_dir, vocab_size)
+    typer.echo(f"{len(made):,} ids, trained on {len(examples):,} examples: {output_dir}")
+
+
+@app.command()
+def init(
+    tokenizer: Annotated[Path, typer.Option(help="Folder with ice_text.model and tokenizer_config.json.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="New model folder.")],
+    preset: Annotated[str, typer.Option(help="Shape of the model; an unknown name lists them.")] = "toy",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="Type of the stored weights: float16, bfloat16, float32.")
+    ] = "float16",
+    max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Largest weight file.")] = "2GB",
+    weights_format: Annotated[
+        str, typer.Option("--weights_format", help="bin, as released, or safetensors.")
+    ] = "bin",
+) -> None:
+    """Write a randomly initialised ChatGLM in the released layout."""
+    from medsft.chatglm.init import write_random_model
+
+    write_random_model(
+        output_dir,
+        tokenizer,
+        preset=preset,
+        seed=seed,
+        dtype=dtype,
+        shard_size=max_shard_size,
+        weights_format=weights_format,
+    )
+    typer.echo(f"{preset} model: {output_dir}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Option("--model", help="Model folder to convert.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="New model folder.")],
+    vocabulary: Annotated[
+        str | None, typer.Option(help="v1.1: drop the 20,000 image tokens of a v0.1 vocabulary.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder to take the tokenizer from; needed with --vocabulary.")
+    ] = None,
+    weights_format: Annotated[
+        str, typer.Option("--weights_format", help="safetensors, or bin as released.")
+    ] = "safetensors",
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32; default: as stored.")] = None,
+    max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Largest weight file.")] = "2GB",
+) -> None:
+    """Rewrite a model folder: another vocabulary, file format or number type."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from medsft.chatglm.weights import convert as convert_folder
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("converting", total=None)
+        convert_folder(
+            source,
+            output_dir,
+            vocabulary=vocabulary,
+            weights_format=weights_format,
+            tokenizer_dir=tokenizer,
+            dtype=dtype,
+            shard_size=max_shard_size,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    typer.echo(f"converted: {output_dir}")
+
+
+@data_app.command()
+def build(
+    graph: Annotated[list[Path], typer.Option(help="Knowledge graph files (.jsonl); repeatable.")],
+    output: Annotated[Path, typer.Option(help="Instruction file to write (.jsonl).")],
+    kinds: Annotated[str, typer.Option(help="Kinds of questions, with commas: single,several,reverse.")] = "",
+    num_phrasings: Annotated[int, typer.Option("--num_phrasings", min=1, help="Phrasings of each fact.")] = 2,
+    max_pairs: Annotated[
+        int | None, typer.Option("--max_pairs", min=1, help="At most so many pairs.")
+    ] = None,
+    max_bad_share: Annotated[
+        float, typer.Option("--max_bad_share", min=0.0, max=1.0, help="Stop above this share of bad records.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Decides phrasings and order.")] = 0,
+) -> None:
+    """Turn a knowledge graph into questions and answers by templates."""
+    from medsft.knowledge.build import build_pairs
+    from medsft.knowledge.pairs import KINDS
+
+    chosen = tuple(kinds.split(",")) if kinds else KINDS
+    summary = build_pairs(graph, output, seed, chosen, num_phrasings, max_pairs, max_bad_share)
+    typer.echo(f"{summary.describe()}: {output}")
 
 
 def main() -> None:

@@ -72,7 +72,9 @@ class OptimizationConfig:
 
     _argument_group_name = "optimization"
 
-    per_device_train_batch_size: int = _flag(8, "Examples in one micro-batch of one rank (packed: on average).")
+    per_device_train_batch_size: int = _flag(
+        8, "Examples in one micro-batch of one rank (packed: on average)."
+    )
     gradient_accumulation_steps: int | None = _flag(
         None, "Micro-batches a rank adds up to one step (default 1, or what --global_batch_size asks for)."
     )
@@ -123,7 +125,9 @@ class RunConfig:
     max_shard_size_mb: int = _flag(2000, "Largest file of a written model, in MB; bounds host memory too.")
     eval_steps: int | None = _flag(None, "Steps between validation losses (default: at each epoch's end).")
     per_device_eval_batch_size: int = _flag(8, "Examples in one validation micro-batch of one rank.")
-    distributed_timeout_min: int = _flag(30, "Give up when ranks have waited for each other this long, in min.")
+    distributed_timeout_min: int = _flag(
+        30, "Give up when ranks have waited for each other this long, in min."
+    )
     local_rank: int = _flag(-1, "Given by DeepSpeed's launcher; the environment is what counts.")
 
 
@@ -181,7 +185,9 @@ def _yaml_arguments(path: Path) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read as YAML: {error}. Give a file of `flag: value`.") from error
+        raise UserError(
+            f"--config {path} cannot be read as YAML: {error}. Give a file of `flag: value`."
+        ) from error
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -205,11 +211,11 @@ def _with_guess(name: str) -> str:
 
 def _faults(config: Config) -> list[str]:
     """Everything that is wrong with the values, each a clause that names flag, value and range."""
-    data, optimization, run = config.data, config.optimization, config.run
+    data = config.data
     required = {
         "--model_name_or_path": config.model.model_name_or_path,
         "--train_file": data.train_file,
-        "--output_dir": run.output_dir,
+        "--output_dir": config.run.output_dir,
     }
     faults = [f"{flag} is missing" for flag, value in required.items() if not value]
     flags = config.flags()
@@ -239,7 +245,8 @@ def _faults(config: Config) -> list[str]:
         "1 or more",
         lambda value: value >= 1,
     )
-    check(["max_source_length", "max_target_length"], "2 or more", lambda value: value >= 2)
+    check(["max_source_length"], "2 or more ([gMASK] and text)", lambda value: value >= 2)
+    check(["max_target_length"], "3 or more (<sop>, text and <eop>)", lambda value: value >= 3)
     check(["learning_rate", "num_train_epochs", "adam_epsilon"], "above 0", lambda value: value > 0)
     check(["weight_decay", "max_grad_norm", "seed", "warmup_steps"], "0 or more", lambda value: value >= 0)
     check(["warmup_ratio", "max_bad_share"], "between 0 and 1", lambda value: 0 <= value <= 1)

@@ -69,17 +69,20 @@ def claim(path: Path, overwrite: bool) -> FileLock:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise UserError(
-            f"--output_dir {path} is in use by another run (its process holds {path / '.lock'}). Wait for it, "
-            "or give another folder."
+            f"--output_dir {path} is in use by another run (its process holds {path / '.lock'}). Wait for "
+            "it, or give another folder."
         ) from error
     except OSError as error:
-        raise UserError(f"--output_dir {path} cannot be written ({error.strerror}). Give another folder.") from error
+        raise UserError(
+            f"--output_dir {path} cannot be written ({error.strerror}). Give another folder."
+        ) from error
     left = [path / name for name in _OF_A_RUN if (path / name).exists()]
     if left and not overwrite:
         lock.release()
         raise UserError(
-            f"--output_dir {path} already holds a run ({', '.join(item.name for item in left)}). Give another "
-            "folder, or --overwrite_output_dir true to start over there; the old run is moved to previous-N."
+            f"--output_dir {path} already holds a run ({', '.join(item.name for item in left)}). Give "
+            "another folder, or --overwrite_output_dir true to start over there; the old run is moved to "
+            "previous-N."
         )
     if left:
         number = 1 + sum(1 for _ in path.glob("previous-*"))

@@ -86,7 +86,9 @@ def run(config: Config, world: World) -> None:
                 reporter.train(metrics)
             if validation_data is not None and (is_last or is_evaluation_due(config, plan, info.step)):
                 size = config.run.per_device_eval_batch_size
-                reporter.validation(done, validation_loss(engine, validation_data, size, base.pad_token_id, world))
+                reporter.validation(
+                    done, validation_loss(engine, validation_data, size, base.pad_token_id, world)
+                )
             if not is_last and is_snapshot_due(config, plan, info.step):
                 so_far = replace(provenance, step=done, **figures.totals())
                 save_model(config, engine, base, so_far, folder.snapshot(done), world)
@@ -109,9 +111,16 @@ def settle_settings(config: Config, world: World) -> tuple[Batch, dict[str, Any]
     flags = config.optimization
     with together(world):
         batch = deepspeed_config.resolve_batch(
-            world.size, flags.per_device_train_batch_size, flags.gradient_accumulation_steps, flags.global_batch_size
+            world.size,
+            flags.per_device_train_batch_size,
+            flags.gradient_accumulation_steps,
+            flags.global_batch_size,
         )
-        path = Path(config.run.deepspeed) if config.run.deepspeed else deepspeed_config.default_path(world.device)
+        path = (
+            Path(config.run.deepspeed)
+            if config.run.deepspeed
+            else deepspeed_config.default_path(world.device)
+        )
         ds_config = deepspeed_config.settle(
             deepspeed_config.read_json(path), path, batch, config.flags(), world.device
         )
@@ -169,7 +178,12 @@ def plan_steps(config: Config, data: EncodedDataset, batch: Batch, world: World)
         if flags.packing:
             check_capacity(data.lengths, most_tokens(config), data.source)
         plan = StepPlan.for_run(
-            len(data), data.fingerprint, batch.global_size, flags.seed, flags.num_train_epochs, flags.max_steps
+            len(data),
+            data.fingerprint,
+            batch.global_size,
+            flags.seed,
+            flags.num_train_epochs,
+            flags.max_steps,
         )
     logger.info(
         "%d steps of %d examples on %d ranks, %d micro-batches each",
@@ -192,9 +206,11 @@ def start_model(config: Config, base: BaseModel, ds_config: dict[str, Any], worl
     flags = config.optimization
     dtype = deepspeed_config.compute_dtype(ds_config)
     with together(world):
-        model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config, dtype)
+        model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
         load_slices(model, base.weights, world)
-        logger.info("read %.2f GB of weights on this rank, computing in %s", base.weights.bytes_read / 1e9, dtype)
+        logger.info(
+            "read %.2f GB of weights on this rank, computing in %s", base.weights.bytes_read / 1e9, dtype
+        )
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         optimizer = build_optimizer(
@@ -291,7 +307,12 @@ def is_snapshot_due(config: Config, plan: StepPlan, step: int) -> bool:
 
 
 def save_model(
-    config: Config, engine: DeepSpeedEngine, base: BaseModel, provenance: Provenance, folder: Path, world: World
+    config: Config,
+    engine: DeepSpeedEngine,
+    base: BaseModel,
+    provenance: Provenance,
+    folder: Path,
+    world: World,
 ) -> None:
     """A model folder, complete when it appears."""
     export_model(

@@ -4,17 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the place of `path` when the block ends without an error."""
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what the block wrote there takes its place, unless there was an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -23,5 +21,5 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` to `path`, complete or not at all."""
-    with replacing(path) as file:
-        file.write(content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

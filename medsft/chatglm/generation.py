@@ -52,6 +52,13 @@ class ChatGLMGenerationMixin(GenerationMixin):
 
     config: ChatGLMConfig
 
+    def adjust_generation_fn(self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any) -> None:
+        """Called by `from_pretrained`: keeps the release's defaults for a folder without generation_config.json."""
+        super().adjust_generation_fn(generation_config, *args, **kwargs)
+        loaded = self.generation_config
+        if all(getattr(loaded, name) is None for name in ("max_length", "max_new_tokens", "do_sample", "top_p")):
+            loaded.update(**release_generation_config(self.config).to_dict(), defaults_only=True)
+
     @torch.no_grad()
     def generate(
         self,
@@ -91,9 +98,9 @@ class ChatGLMGenerationMixin(GenerationMixin):
             input_ids = input_ids[:, -next_sequence_length:]
             position_ids = position_ids[:, :, -next_sequence_length:]
         inputs = {
-            "input_ids": input_ids.contiguous(),
-            "position_ids": position_ids.contiguous(),
-            "attention_mask": attention_mask,
+            "input_ids": input_ids.to(self.device),
+            "position_ids": position_ids.to(self.device),
+            "attention_mask": None if attention_mask is None else attention_mask.to(self.device),
             "past_key_values": past_key_values,
             "use_cache": use_cache,
         }

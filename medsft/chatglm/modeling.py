@@ -103,7 +103,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
 
-        mask = attention_pattern(attention_mask, position_ids, num_cached)
+        length = position_ids.shape[-1]
+        num_slots = num_cached + length
+        if past_key_values is not None:
+            num_slots, _ = past_key_values.get_mask_sizes(length, 0)  # a static cache has slots to spare
+        mask = attention_pattern(attention_mask, position_ids, num_cached, num_slots)
         rotary = rotary_tables(position_ids, self.config.head_dim, inputs_embeds.dtype)
         hidden_states = inputs_embeds  # [B, T, E]
         collected = [hidden_states] if output_hidden_states else None
@@ -228,26 +232,30 @@ def supervised_rows(labels: torch.LongTensor) -> torch.LongTensor:
 
 
 def attention_pattern(
-    attention_mask: torch.Tensor | None, position_ids: torch.LongTensor, num_cached: int
+    attention_mask: torch.Tensor | None, position_ids: torch.LongTensor, num_cached: int, num_slots: int
 ) -> torch.BoolTensor | None:
-    """Mask [B, 1, T, S] for the attention, True = may attend, or None where all may attend to all.
+    """Mask [B, 1, T, slots] for the attention, True = may attend, or None where all may attend to all.
 
-    Raises ValueError for an `attention_mask` that is neither [B, S] nor boolean [B, 1, T, S].
+    Slots are the keys the cache hands back: the cached and the new tokens, and in a static cache empty ones
+    behind them. Raises ValueError for an `attention_mask` that is neither [B, S] nor boolean [B, 1, T, S].
     """
     length = position_ids.shape[-1]
+    num_seen = num_cached + length
     if attention_mask is not None and attention_mask.dim() == 4:
         if attention_mask.dtype != torch.bool:
             raise ValueError(
                 f"a 4-D attention_mask must be boolean (True = may attend), got {attention_mask.dtype}"
             )
         # The kernels give NaN to a row that sees nothing, and its gradient poisons every other row.
-        return attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
-    if attention_mask is not None and attention_mask.shape[1:] != (num_cached + length,):
+        mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
+    elif attention_mask is not None and attention_mask.shape[1:] != (num_seen,):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, must be [batch, {num_cached + length}] "
-            "(cached and new tokens) or boolean [batch, 1, new tokens, cached and new tokens]"
+            f"attention_mask has shape {tuple(attention_mask.shape)}, must be [batch, {num_seen}] (cached and new "
+            "tokens) or boolean [batch, 1, new tokens, cached and new tokens]"
         )
-    if attention_mask is None and length == 1:
+    elif attention_mask is None and length == 1 and num_slots == num_seen:
         return None
-    # Padding rows see the context of their sequence, so no row is empty.
-    return batch_prefix_mask(position_ids, attention_mask, num_cached)
+    else:
+        # Padding rows see the context of their sequence, so no row is empty.
+        mask = batch_prefix_mask(position_ids, attention_mask, num_cached)
+    return F.pad(mask, (0, num_slots - mask.shape[-1])) if num_slots > mask.shape[-1] else mask

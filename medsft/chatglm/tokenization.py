@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import sentencepiece
 from transformers import AddedToken, PreTrainedTokenizer
 
+from medsft.chatglm.files import replace_file
 from medsft.errors import UserError
 
 VOCAB_FILE = "ice_text.model"
@@ -293,7 +294,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Write ice_text.model as it was read."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = Path(save_directory) / f"{prefix}{VOCAB_FILE}"
-        path.write_bytes(self._model_bytes)
+        replace_file(path, self._model_bytes)
         return (str(path),)
 
     def save_pretrained(
@@ -304,7 +305,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = Path(save_directory) / f"{prefix}{CONFIG_FILE}"
         written = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(self._release_config(written), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        content = json.dumps(self._release_config(written), indent=2, ensure_ascii=False) + "\n"
+        replace_file(path, content.encode())
         return files
 
     def _release_config(self, written: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,11 @@ def export_model(
 
 
 def _write_companions(
-    folder: Path, config: ChatGLMConfig, tokenizer: ChatGLMTokenizer, dtype: torch.dtype, provenance: Provenance
+    folder: Path,
+    config: ChatGLMConfig,
+    tokenizer: ChatGLMTokenizer,
+    dtype: torch.dtype,
+    provenance: Provenance,
 ) -> None:
     settings = ChatGLMConfig.from_dict({**config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
     settings.save_pretrained(folder)

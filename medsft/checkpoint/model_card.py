@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+
 from medsft.checkpoint.provenance import Provenance
 
 
 def model_card(provenance: Provenance) -> str:
     """Markdown with the front matter that model hubs read."""
     flags = "\n".join(
-        f"| `--{name}` | `{json.dumps(value, ensure_ascii=False)}` |" for name, value in provenance.flags.items()
+        f"| `--{name}` | `{json.dumps(value, ensure_ascii=False)}` |"
+        for name, value in provenance.flags.items()
     )
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
     return f"""---

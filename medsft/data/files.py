@@ -40,16 +40,21 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"Cannot read {path}: {error.strerror}. Check the name and its permissions.")
 
 
-def _files_of_folder(folder: Path) -> list[Path]:
-    try:
-        found = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()
+def _expand(path: Path) -> list[Path]:
+    """The files that one given file, folder or pattern stands for."""
+    if path.is_dir():
+        files = sorted(
+            entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file()
         )
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    if not found:
-        raise UserError(f"The folder {folder} holds no data file; allowed are {', '.join(SUFFIXES)}.")
-    return found
+        if not files:
+            raise UserError(f"The folder {path} holds no data file; allowed are {', '.join(SUFFIXES)}.")
+        return files
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    files = sorted(match for match in _matches(path) if match.is_file())
+    if not files:
+        raise UserError(f"No file matches {path}; give a file, a folder or a pattern that matches.")
+    return files
 
 
 def _matches(pattern: Path) -> Iterator[Path]:
@@ -70,15 +75,10 @@ def expand_files(paths: Sequence[str | Path]) -> tuple[Path, ...]:
     found: list[Path] = []
     for given in paths:
         path = Path(given).expanduser()
-        if path.is_dir():
-            found.extend(_files_of_folder(path))
-        elif path.exists() or not glob.has_magic(str(path)):
-            found.append(path)
-        else:
-            matches = sorted(match for match in _matches(path) if match.is_file())
-            if not matches:
-                raise UserError(f"No file matches {given}; give a file, a folder or a pattern that matches.")
-            found.extend(matches)
+        try:
+            found.extend(_expand(path))
+        except OSError as error:
+            raise _unreadable(path, error) from error
     if not found:
         raise UserError(f"No data file is given; give one or more of {', '.join(SUFFIXES)}.")
     for path in found:
@@ -159,6 +159,8 @@ def _is_one_object_a_line(path: Path) -> bool:
     """Whether a `.json` file is JSON lines: its first line is an object by itself, not {"data": […]}."""
     with path.open(**_DECODING) as stream:
         first = next((line for line in stream if line.strip()), "")
+    if not first.lstrip().startswith("{"):
+        return False
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):
@@ -247,7 +249,14 @@ def _iter_array(path: Path, text: str, start: int) -> Iterator[tuple[int, object
 
 def _iter_csv(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
     with path.open(newline="", **_DECODING) as stream:
-        reader = csv.reader(stream, strict=True)
+        has_ended = False
+
+        def lines() -> Iterator[str]:
+            nonlocal has_ended
+            yield from stream
+            has_ended = True
+
+        reader = csv.reader(lines(), strict=True)
         try:
             header = next((row for row in reader if row), [])
         except csv.Error as error:
@@ -262,7 +271,14 @@ def _iter_csv(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield line, BadRecord("broken CSV", str(error))
+                if has_ended:
+                    raise UserError(
+                        f"The CSV file {path} ends within the record that starts at line {line} ({error}): a "
+                        'quote (") is opened there and not closed. Close it, or double it if it is text.'
+                    ) from error
+                # A quote that is left open swallows lines: each of them is lost, so each of them counts.
+                for lost in range(line, reader.line_num + 1):
+                    yield lost, BadRecord("broken CSV", str(error))
                 continue
             on_bytes(stream.buffer.tell() - done)
             done = stream.buffer.tell()

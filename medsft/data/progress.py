@@ -1,7 +1,6 @@
 """Progress of long preparation on the terminal."""
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ def terminal_progress(what: str) -> Iterator[Progress]:
 
     begin_s = time.monotonic()
     logged_s = begin_s
-    console = Console(file=sys.stderr)
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(what, total=None)

@@ -66,7 +66,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"--deepspeed {path} cannot be read ({error.strerror}). Give one of ds_configs/*.json."
         ) from error
     except ValueError as error:
-        raise UserError(f"--deepspeed {path} is not valid JSON: {error}. ds_configs/ has examples.") from error
+        raise UserError(
+            f"--deepspeed {path} is not valid JSON: {error}. ds_configs/ has examples."
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"--deepspeed {path} holds a {type(values).__name__}; it must be a JSON object.")
     return values
@@ -98,7 +100,7 @@ def settle(
     _settle_optimizer(settled, flags, faults)
     _settle_zero(settled, faults)
     _settle_precision(settled, device, faults)
-    faults += [f"{path} is \"auto\", which has no flag to take it from" for path in _autos(settled)]
+    faults += [f'{path} is "auto", which has no flag to take it from' for path in _autos(settled)]
     if faults:
         raise UserError(f"--deepspeed {source} does not fit: " + "; ".join(faults) + ".")
     # DeepSpeed only needs these to multiply out; examples are counted by the step plan.
@@ -122,7 +124,9 @@ def _settle_batch(settled: dict[str, Any], batch: Batch, faults: list[str]) -> N
 def _settle_scalar(settled: dict[str, Any], key: str, flag: str, value: Any, faults: list[str]) -> None:
     stated = settled.get(key, "auto")
     if stated != "auto" and stated != value:
-        faults.append(f'{key} is {stated} but {flag} is {value} (write "auto" in the JSON, or change the flag)')
+        faults.append(
+            f'{key} is {stated} but {flag} is {value} (write "auto" in the JSON, or change the flag)'
+        )
     settled[key] = value
 
 
@@ -162,7 +166,9 @@ def _settle_zero(settled: dict[str, Any], faults: list[str]) -> None:
         if zero.get(key) == "auto":
             zero[key] = value
     if (zero.get("offload_param") or {}).get("device") == "nvme":
-        faults.append('zero_optimization.offload_param.device is "nvme"; use "cpu" (optimizer states may be on NVMe)')
+        faults.append(
+            'zero_optimization.offload_param.device is "nvme"; use "cpu" (optimizer states may be on NVMe)'
+        )
 
 
 def _settle_precision(settled: dict[str, Any], device: torch.device, faults: list[str]) -> None:
@@ -176,14 +182,17 @@ def _settle_precision(settled: dict[str, Any], device: torch.device, faults: lis
         faults.append("fp16.enabled and bf16.enabled are both true; choose one")
     if bf16.get("enabled") and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         faults.append(
-            f"bf16.enabled is true but {torch.cuda.get_device_name()} has no bf16 (use ds_configs/zero3_fp16.json)"
+            f"bf16.enabled is true but {torch.cuda.get_device_name()} has no bf16 "
+            "(use ds_configs/zero3_fp16.json)"
         )
 
 
 def _autos(value: Any, path: str = "") -> list[str]:
     """Paths of every "auto" that is left."""
     if isinstance(value, dict):
-        return [found for key, item in value.items() for found in _autos(item, f"{path}.{key}" if path else key)]
+        return [
+            found for key, item in value.items() for found in _autos(item, f"{path}.{key}" if path else key)
+        ]
     return [path] if value == "auto" else []
 
 

@@ -76,7 +76,9 @@ def _whole_number(environment: Mapping[str, str], name: str, at_least: int, belo
     value = environment[name]
     fits = value.isdecimal() and int(value) >= at_least and (below is None or int(value) < below)
     if not fits:
-        allowed = f"{at_least} or more" if below is None else f"{at_least} to {below - 1} (WORLD_SIZE {below})"
+        allowed = (
+            f"{at_least} or more" if below is None else f"{at_least} to {below - 1} (WORLD_SIZE {below})"
+        )
         raise UserError(
             f"{name}={value!r} in the environment must be a whole number, {allowed}. Start with "
             "`python -m launcher run`, deepspeed or torchrun, or unset it for a single process."
@@ -120,8 +122,8 @@ def start(timeout_min: int) -> World:
 def together(world: World) -> Iterator[None]:
     """Runs the block on every rank and makes a failure of any rank a failure of all, at once.
 
-    A `UserError` on any rank becomes an `AgreedError` on all, with the words of the lowest such rank. Any other
-    exception is raised where it happened and as `PeerError` elsewhere. Without this, the others would
+    A `UserError` on any rank becomes an `AgreedError` on all, with the words of the lowest such rank. Any
+    other exception is raised where it happened and as `PeerError` elsewhere. Without this, the others would
     wait in their next collective until its timeout.
     """
     failure: Exception | None = None

@@ -84,8 +84,8 @@ class TrainStep:
         if self._nonfinite_in_a_row >= self._max_nonfinite_steps:
             raise DivergedError(
                 f"gradients were NaN or infinite in {self._nonfinite_in_a_row} steps in a row, up to step "
-                f"{step + 1}; none of them changed the weights. Lower --learning_rate, prefer bf16 to fp16, or "
-                "look at the data of these steps; --max_nonfinite_steps sets the limit."
+                f"{step + 1}; none of them changed the weights. Lower --learning_rate, prefer bf16 to fp16, "
+                "or look at the data of these steps; --max_nonfinite_steps sets the limit."
             )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from medsft.engine.deepspeed_config import compute_dtype
 from medsft.engine.distributed import World
 
 
@@ -22,18 +23,20 @@ class FlatSource(Protocol):
         """Elements start … end-1 of the flattened tensor, shape [end - start]."""
 
 
-def build_partitioned(
-    build: Callable[[], nn.Module], ds_config: dict[str, Any], dtype: torch.dtype
-) -> nn.Module:
+def build_partitioned(build: Callable[[], nn.Module], ds_config: dict[str, Any]) -> nn.Module:
     """Calls `build` with every parameter cut up as soon as its module exists.
 
     No rank ever holds more than one module's whole parameters. Their values are not meant to be used:
-    `load_slices` follows.
+    `load_slices` follows. The configuration decides their type.
     """
     import deepspeed
 
-    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype):
-        return build()
+    # Its argument `dtype` is ignored on processors without fp16, so the type comes from the configuration.
+    with deepspeed.zero.Init(config_dict_or_path=ds_config):
+        model = build()
+    dtype = compute_dtype(ds_config)
+    assert all(param.ds_tensor.dtype == dtype for param in model.parameters())
+    return model
 
 
 @torch.no_grad()

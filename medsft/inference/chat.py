@@ -13,7 +13,8 @@ _LEAVE = ("exit", "quit", "q", "stop")
 _CLEAR = "clear"
 
 _GREETING = (
-    "Answers come from a language model and may be wrong; no medical advice. 回答由模型生成，可能有误，不构成医疗建议。\n"
+    "Answers come from a language model and may be wrong; no medical advice.\n"
+    "回答由模型生成，可能有误，不构成医疗建议。\n"
     "clear: new conversation 清空历史 · exit or q: leave 退出 · Ctrl-C: stop an answer 中断回答"
 )
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 _FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 _DATE = ("[[训练时间]]", "2023年")
 _CHINESE = "[\u4e00-\u9fff]"
-_BESIDE_CHINESE = re.compile(f"(?<={_CHINESE})[{''.join(_FULL_WIDTH)}]|[{''.join(_FULL_WIDTH)}](?={_CHINESE})")
+_BESIDE_CHINESE = re.compile(
+    f"(?<={_CHINESE})[{''.join(_FULL_WIDTH)}]|[{''.join(_FULL_WIDTH)}](?={_CHINESE})"
+)
 
 
 def postprocess(text: str) -> str:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, set_seed
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    set_seed,
+)
 
 from medsft.chatglm import ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from medsft.chatglm.weights import load_model
@@ -39,20 +46,13 @@ class Sampling:
     def arguments(self) -> dict[str, Any]:
         """Arguments of transformers' `generate`."""
         if self.greedy:
-            # None instead of the defaults, or transformers warns that they have no effect.
-            return {
-                "max_new_tokens": self.max_new_tokens,
-                "do_sample": False,
-                "top_p": None,
-                "temperature": None,
-                "top_k": None,
-            }
+            return {"max_new_tokens": self.max_new_tokens, "do_sample": False}
         return {
             "max_new_tokens": self.max_new_tokens,
             "do_sample": True,
+            "top_k": 0,
             "top_p": self.top_p,
             "temperature": self.temperature,
-            "top_k": 0,
         }
 
 
@@ -72,6 +72,13 @@ class Responder:
     def __init__(
         self, model: ChatGLMForConditionalGeneration, tokenizer: ChatGLMTokenizer, template: str
     ) -> None:
+        config = model.config
+        # Stored defaults would be mixed into every call; here `Sampling` alone decides.
+        model.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
@@ -95,7 +102,10 @@ class Responder:
         """One answer a query, generated in batches padded on the left, post-processed."""
         results: list[str] = []
         for start in range(0, len(queries), batch_size):
-            rows = [self.prompt_ids(query, (), sampling.max_new_tokens)[0] for query in queries[start : start + batch_size]]
+            rows = [
+                self.prompt_ids(query, (), sampling.max_new_tokens)[0]
+                for query in queries[start : start + batch_size]
+            ]
             width = max(map(len, rows))
             pad = self.tokenizer.pad_token_id
             input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
@@ -146,7 +156,9 @@ class Responder:
             raise failure[0]
 
 
-def open_responder(folder: Path, template: str = "auto", dtype: str = "auto", device: str = "auto") -> Responder:
+def open_responder(
+    folder: Path, template: str = "auto", dtype: str = "auto", device: str = "auto"
+) -> Responder:
     """Loads a model folder (ours, the release, Med-ChatGLM) or a run's folder, whose final model it takes.
 
     `template` auto is the one the model was trained with when its folder says so, else chatglm. dtype auto is

@@ -142,6 +142,7 @@ def _check_bad(bad: Sequence[BadLine], num_records: int, max_bad_share: float) -
     if len(bad) == num_records or len(bad) / num_records > max_bad_share:
         first = "; ".join(str(line) for line in bad[:3])
         raise UserError(
-            f"{len(bad)} of {num_records} records of the graph cannot be used, more than the allowed share "
-            f"of {max_bad_share:g}: {first}{' …' if len(bad) > 3 else ''}. Mend them, or allow a larger share."
+            f"{len(bad)} of {num_records} records of the graph cannot be used, more than the allowed "
+            f"share of {max_bad_share:g}: {first}{' …' if len(bad) > 3 else ''}. Mend them, or "
+            "allow a larger share."
         )

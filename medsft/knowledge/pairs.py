@@ -83,14 +83,20 @@ def make_pairs(
     return tuple(pairs)
 
 
-def join(values: Sequence[str]) -> str:
+def join(values: Sequence[str], conjunction: str = "和") -> str:
     """A list as Chinese writes it: A、B和C; 以及 where 和 stands in a value; 等 after eight."""
     if len(values) > _MAX_VALUES:
         return "、".join(values[:_MAX_VALUES]) + "等"
     if len(values) < 2:
         return "".join(values)
-    last = "以及" if any("和" in value for value in values) else "和"
-    return "、".join(values[:-1]) + last + values[-1]
+    if conjunction == "和" and any("和" in value for value in values):
+        conjunction = "以及"
+    return "、".join(values[:-1]) + conjunction + values[-1]
+
+
+def _joined(values: Sequence[str]) -> dict[str, str]:
+    """Both ways in which a template may name the values of a fact."""
+    return {"values": join(values), "choices": join(values, "或")}
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,14 @@ def _single(entity: Entity, templates: Templates, choose: _Chooser, count: int) 
         for question in choose(phrasings.questions, count, entity.name, relation, "question"):
             yield Pair(
                 question.format(**words),
-                answer.format(**words, values=join(values)),
+                answer.format(**words, **_joined(values)),
                 "single",
                 (entity.source,),
             )
 
 
 def _several(entity: Entity, templates: Templates, choose: _Chooser, count: int) -> Iterator[Pair]:
-    facts = {relation: values for relation, values in sorted(entity.facts, key=templates.order)}
+    facts = dict(sorted(entity.facts, key=lambda fact: templates.place(fact[0])))
     if len(facts) < 2:
         return
     couples = {"\x1e".join(couple): couple for couple in itertools.combinations(facts, 2)}
@@ -140,9 +146,9 @@ def _several(entity: Entity, templates: Templates, choose: _Chooser, count: int)
 def _sentence(name: str, facts: dict[str, tuple[str, ...]], templates: Templates) -> str:
     """Facts in one sentence: the first as its answer has it, then the clauses of the others."""
     (first, values), *others = facts.items()
-    start = templates.of(first).answers[0].format(entity=name, relation=first, values=join(values))
+    start = templates.of(first).answers[0].format(entity=name, relation=first, **_joined(values))
     clauses = [
-        templates.of(relation).clause.format(relation=relation, values=join(values))
+        templates.of(relation).clause.format(relation=relation, **_joined(values))
         for relation, values in others
     ]
     return "，".join([start.rstrip("。"), *clauses]) + "。"

@@ -13,7 +13,7 @@ from medsft.errors import UserError
 
 DEFAULT_TEMPLATES = Path(__file__).with_name("templates.yaml")
 
-# Field -> placeholders that its texts must hold; `relation` may stand in any of them.
+# Field -> placeholders that its texts must hold; `relation` may stand in any of them, `choices` for `values`.
 _REQUIRED = {
     "questions": {"entity"},
     "answers": {"entity", "values"},
@@ -49,9 +49,10 @@ class Templates:
         """Phrasings for a relation, known or not."""
         return self.relations.get(relation, self.other)
 
-    def order(self, fact: tuple[str, object]) -> int:
-        """Place of a (relation, values) fact when several are told; relations without a place of their own last."""
-        return list(self.relations).index(fact[0]) if fact[0] in self.relations else len(self.relations)
+    def place(self, relation: str) -> int:
+        """Where a relation stands when several are told: as in the file, unknown ones last."""
+        known = list(self.relations)
+        return known.index(relation) if relation in self.relations else len(known)
 
 
 def load_templates(path: Path = DEFAULT_TEMPLATES) -> Templates:
@@ -123,6 +124,8 @@ def _texts(
             found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
         except ValueError as error:
             raise _Fault(f"{entry}: {text!r} has a stray brace ({error})") from error
+        if "choices" in found:
+            found = found - {"choices"} | {"values"}
         if not placeholders <= found <= placeholders | optional:
             wanted = ", ".join(f"{{{name}}}" for name in sorted(placeholders)) or "no placeholder"
             raise _Fault(f"{entry}: {text!r} must hold {wanted} and nothing else in braces")

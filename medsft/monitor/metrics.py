@@ -28,10 +28,10 @@ class Metrics:
     """Figures at a logged step.
 
     step counts from 1 here: the number of steps done. loss is the mean over the supervised targets of the
-    steps since the last report that were not skipped, in nats; NaN if all were. grad_norm is that of the last step, before clipping. Tokens are
-    useful ones (padding not counted), over all ranks; tokens_seen and examples_seen count from the run's
-    start. packing_efficiency is useful tokens / slots computed. step_time_s is the mean since the last
-    report.
+    steps since the last report that were not skipped, in nats; NaN if all were. grad_norm is that of the
+    last step, before clipping. Tokens are useful ones (padding not counted), over all ranks; tokens_seen and
+    examples_seen count from the run's start. packing_efficiency is useful tokens / slots computed.
+    step_time_s is the mean since the last report.
     """
 
     step: int

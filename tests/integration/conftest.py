@@ -19,9 +19,9 @@ def instruction_file(tmp_path_factory) -> Path:
             lines = [line for line, _ in zip(file, range(NUM_EXAMPLES), strict=False)]
         path.write_text("".join(lines), encoding="utf-8")
     else:
-        from medsft.knowledge.build import build_pairs, sample_graph
+        from medsft.knowledge.build import build_pairs
 
-        build_pairs([sample_graph()], path, seed=0)
+        build_pairs([REPOSITORY / "medsft" / "knowledge" / "sample.jsonl"], path, seed=0)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:NUM_EXAMPLES]
         path.write_text("".join(lines), encoding="utf-8")
     return path
@@ -31,6 +31,7 @@ def instruction_file(tmp_path_factory) -> Path:
 def toy_model(tmp_path_factory, instruction_file) -> Path:
     """An untrained ChatGLM of a few 100,000 parameters in the released layout, fp32 weights."""
     from medsft.chatglm.init import write_random_model
+
     from medsft.chatglm.tokenizer_training import train_tokenizer
 
     records = [json.loads(line) for line in instruction_file.read_text(encoding="utf-8").splitlines()]

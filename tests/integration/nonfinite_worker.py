@@ -44,7 +44,7 @@ def main(model_dir, data_file, cache, ds_file, max_in_a_row):
         deepspeed_config.read_json(Path(ds_file)), Path(ds_file), Batch(8, 4, 1), flags, world.device
     )
     dtype = deepspeed_config.compute_dtype(ds_config)
-    model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config, dtype)
+    model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
     load_slices(model, base.weights, world)
     optimizer = build_optimizer(model, ds_config, world.device, 1e-3, (0.9, 0.999), 1e-8, 0.0)
     engine = start_engine(model, optimizer, ds_config)
@@ -55,7 +55,12 @@ def main(model_dir, data_file, cache, ds_file, max_in_a_row):
         return output * float("inf") if poisoned["now"] else output
 
     engine.module.transformer.final_layernorm.register_forward_hook(poison)
-    report = {"rank": world.rank, "dtype": str(dtype), "applied": [], "digests": [digest(engine.module, world)]}
+    report = {
+        "rank": world.rank,
+        "dtype": str(dtype),
+        "applied": [],
+        "digests": [digest(engine.module, world)],
+    }
     plan = StepPlan(len(data), data.fingerprint, 8, 0, 5)
     share = partial(split, world_size=world.size, num_micro_batches=1)
     with StepBatches(data, plan, share, world.rank, base.pad_token_id) as batches:

@@ -25,7 +25,8 @@ def launch(
         "python": [sys.executable, str(script)],
         "launcher": [sys.executable, "-m", "launcher", "run", "--num-gpus", str(ranks), str(script)],
         "torchrun": [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(script),
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", str(ranks), str(script),
         ],
         "deepspeed": [
             str(Path(sys.executable).with_name("deepspeed")),

@@ -105,7 +105,14 @@ CASES = {
     "3 ranks, tight rows, checkpointing": (
         "launcher",
         3,
-        ["--per_device_train_batch_size", "6", "--micro_batch_tokens", "256", "--gradient_checkpointing", "true"],
+        [
+            "--per_device_train_batch_size",
+            "6",
+            "--micro_batch_tokens",
+            "256",
+            "--gradient_checkpointing",
+            "true",
+        ],
     ),
 }
 

@@ -15,7 +15,9 @@ def test_flags_land_in_their_groups():
 
 
 def test_several_files_with_blanks_and_chinese():
-    config = parse(["--model_name_or_path", "模 型", "--output_dir", "o", "--train_file", "a b.jsonl", "病例.csv"])
+    config = parse(
+        ["--model_name_or_path", "模 型", "--output_dir", "o", "--train_file", "a b.jsonl", "病例.csv"]
+    )
     assert config.data.train_file == ["a b.jsonl", "病例.csv"]
     assert config.model.model_name_or_path == "模 型"
 

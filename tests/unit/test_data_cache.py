@@ -1,9 +1,7 @@
 """The token cache: what its key depends on, who builds it, what a killed build leaves."""
 
 import json
-import multiprocessing
 import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -49,6 +47,16 @@ def load(files, tokenizer, folder: Path, **changes):
     return load_or_build(files, tokenizer, folder, **settings)
 
 
+def check_same(one, other) -> None:
+    """Two data sets hold the same, in the same order."""
+    assert (one.fingerprint, one.summary) == (other.fingerprint, other.summary)
+    assert len(one) == len(other)
+    for index in range(len(one)):
+        assert one[index].input_ids.tolist() == other[index].input_ids.tolist()
+        assert one[index].context_length == other[index].context_length
+        assert one.source(index) == other.source(index)
+
+
 def entries(folder: Path) -> set[str]:
     """Names in the cache folder, without the keys they begin with."""
     return {path.name[64:].split("-")[0] for path in folder.iterdir()}
@@ -84,15 +92,11 @@ def test_rows_are_what_encoding_gives(data, tokenizer, tmp_path):
     }
 
 
-def test_chunks_and_processes_do_not_show(data, tokenizer, tmp_path, monkeypatch):
+def test_chunks_do_not_show(data, tokenizer, tmp_path, monkeypatch):
     whole = load(data, tokenizer, tmp_path / "whole")
     monkeypatch.setattr("medsft.data.build.CHUNK_EXAMPLES", 7)
-    for num_workers in (1, 2):
-        parts = load(data, tokenizer, tmp_path / f"parts-{num_workers}", num_workers=num_workers)
-        assert parts.fingerprint == whole.fingerprint
-        assert parts.summary == whole.summary
-        assert all((parts[index].input_ids == whole[index].input_ids).all() for index in range(40))
-        assert [parts.source(index) for index in range(40)] == [whole.source(index) for index in range(40)]
+    parts = load(data, tokenizer, tmp_path / "parts")
+    check_same(parts, whole)
 
 
 def test_second_load_builds_nothing(data, tokenizer, tmp_path):
@@ -253,63 +257,6 @@ def test_a_damaged_cache_is_built_anew(data, tokenizer, tmp_path, damage):
     dataset = load(data, tokenizer, folder)
     assert dataset.fingerprint == fingerprint and len(dataset) == 40
     assert dataset[39].input_ids[-1] == tokenizer.eop_token_id
-
-
-def build_slowly(number, data, tokenizer, folder, started, results):
-    """One of several ranks: reports whether it was the one that built."""
-    built = []
-
-    def progress(*_):
-        built.append(number)
-        time.sleep(0.5)
-
-    started.wait()
-    dataset = load(data, tokenizer, folder, progress=progress)
-    results.put((number, len(built), dataset.fingerprint, [dataset[i].input_ids.tolist() for i in range(40)]))
-
-
-def build_and_hang(data, tokenizer, folder, hangs):
-    def progress(*_):
-        hangs.set()
-        time.sleep(600)
-
-    load(data, tokenizer, folder, progress=progress)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Real processes that begin with the slow imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["medsft.data.cache", "datasets"])
-    return context
-
-
-def test_of_several_processes_one_builds(data, tokenizer, tmp_path, processes):
-    started, results = processes.Barrier(4), processes.Queue()
-    arguments = (data, tokenizer, tmp_path / "cache", started, results)
-    ranks = [processes.Process(target=build_slowly, args=(number, *arguments)) for number in range(4)]
-    for rank in ranks:
-        rank.start()
-    outcomes = [results.get(timeout=60) for _ in ranks]
-    for rank in ranks:
-        rank.join()
-        assert rank.exitcode == 0
-    assert sorted(number for number, *_ in outcomes) == [0, 1, 2, 3]
-    assert sum(num_progress > 0 for _, num_progress, *_ in outcomes) == 1
-    assert all(outcome[2:] == outcomes[0][2:] for outcome in outcomes)
-    assert entries(tmp_path / "cache") == {"", ".lock"}
-
-
-def test_a_killed_build_is_not_believed_and_cleared_away(data, tokenizer, tmp_path, processes):
-    hangs = processes.Event()
-    victim = processes.Process(target=build_and_hang, args=(data, tokenizer, tmp_path / "cache", hangs))
-    victim.start()
-    assert hangs.wait(timeout=60)
-    assert entries(tmp_path / "cache") == {".lock", ".building"}
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join()
-    assert len(load(data, tokenizer, tmp_path / "cache")) == 40
-    assert entries(tmp_path / "cache") == {"", ".lock"}
 
 
 def test_other_builders_folders_are_left_alone(data, tokenizer, tmp_path):

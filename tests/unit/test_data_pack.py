@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from medsft.chatglm.weights import load_model
 from medsft.data.dataset import Row
 from medsft.data.pack import MicroBatch, pack, packed_slots, pad, padded_slots
 
@@ -174,3 +176,30 @@ def test_a_dummy_reaches_every_parameter_with_zero(model, lay_out):
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def reference_case(shared_dir) -> tuple[dict[str, torch.Tensor], list[Row]]:
+    """The reference's tensors of a left-padded batch, and its sequences without their padding."""
+    prefix = "batch_left_padded."
+    tensors = load_file(shared_dir / "golden" / "tiny" / "golden.safetensors")
+    case = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    sequences = [ids[ids != PAD].numpy() for ids in case["input_ids"]]
+    return case, [Row(ids, int(np.flatnonzero(ids == 1004)[0])) for ids in sequences]
+
+
+def test_padded_rows_are_those_of_the_reference(shared_dir):
+    case, rows = reference_case(shared_dir)
+    batch = pad(rows, PAD, multiple=1)
+    for name in ("input_ids", "position_ids", "labels"):
+        assert torch.equal(getattr(batch, name), case[name]), name
+    real = case["input_ids"] != PAD
+    assert torch.equal(batch.attention_mask[:, 0][real], ~case["masked"][real])
+
+
+@pytest.mark.parametrize("lay_out", [pack, pad])
+def test_loss_is_that_of_the_reference(shared_dir, lay_out):
+    case, rows = reference_case(shared_dir)
+    model = load_model(shared_dir / "golden" / "tiny", torch.float32, "cpu")
+    with torch.no_grad():
+        loss = model(**lay_out(rows, PAD).model_inputs()).loss
+    assert loss.item() == pytest.approx(case["loss"].item(), rel=1e-5)

@@ -205,6 +205,16 @@ def test_csv(tmp_path):
     ]
 
 
+def test_csv_quote_left_open(tmp_path):
+    path = write(tmp_path / "a.csv", 'prompt,response\nq,"open\nx,y\nq2,"b"\nq3,a3\nq4,"a" 4\n')
+    result = read_files([path])
+    assert [example.source for example in result.examples] == [f"{path}:5"]
+    assert [bad.source for bad in result.bad] == [f"{path}:{line}" for line in (2, 3, 4, 6)]
+    write(path, 'prompt,response\nq1,a1\nq,"open\nq2,a2\n')
+    with pytest.raises(UserError, match=r"a\.csv ends within the record that starts at line 3"):
+        read_files([path])
+
+
 def test_csv_in_another_encoding_is_bad_not_wrong(tmp_path):
     path = write(tmp_path / "a.csv", "prompt,response\n发烧,多喝水\n".encode("gbk"))
     assert [bad.reason for bad in read_files([path]).bad] == ["not valid UTF-8"]

@@ -47,7 +47,14 @@ def test_shipped_jsons_are_what_their_names_say():
     assert of["zero3_offload_optimizer"]["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert of["zero3_offload_all"]["zero_optimization"]["offload_param"]["device"] == "cpu"
     assert of["zero3_nvme"]["zero_optimization"]["offload_optimizer"]["device"] == "nvme"
-    assert {"zero3", "zero3_fp16", "zero3_cpu", "zero3_offload_optimizer", "zero3_offload_all", "zero3_nvme"} == set(of)
+    assert {
+        "zero3",
+        "zero3_fp16",
+        "zero3_cpu",
+        "zero3_offload_optimizer",
+        "zero3_offload_all",
+        "zero3_nvme",
+    } == set(of)
 
 
 def test_each_json_has_a_line_in_the_readme():
@@ -65,7 +72,10 @@ def test_each_json_has_a_line_in_the_readme():
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, ["0.001", "--learning_rate is 5e-05"]),
         ({"optimizer": {"params": {"betas": [0.8, 0.999]}}}, ["0.8", "--adam_beta1 is 0.9"]),
         ({"optimizer": {"type": "Lamb"}}, ["Lamb", "AdamW"]),
-        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}}}, ["warmup_num_steps", "--warmup"]),
+        (
+            {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}}},
+            ["warmup_num_steps", "--warmup"],
+        ),
         ({"zero_optimization": {"stage": 2}}, ["stage is 2", "stage 3"]),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["fp16", "bf16", "choose one"]),
         ({"wandb": {"team": "auto"}}, ["wandb.team"]),
@@ -97,7 +107,10 @@ def test_a_hugging_face_json_with_auto_everywhere_works():
                 "type": "AdamW",
                 "params": {"lr": auto, "betas": auto, "eps": auto, "weight_decay": auto},
             },
-            "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": auto, "warmup_max_lr": auto}},
+            "scheduler": {
+                "type": "WarmupDecayLR",
+                "params": {"total_num_steps": auto, "warmup_max_lr": auto},
+            },
             "zero_optimization": {
                 "stage": 3,
                 "reduce_bucket_size": auto,

@@ -57,13 +57,26 @@ def test_tensorboard_shows_every_figure(tmp_path):
 
 def test_the_console_line_has_units_and_a_time_left():
     line = step_line(METRICS, num_steps=100, seconds_left=130)
-    for part in ("step   3/100", "loss 2.2500", "1,234 tokens/s", "600 supervised", "97.9%", "skipped 1", "0:02:10"):
+    for part in (
+        "step   3/100",
+        "loss 2.2500",
+        "1,234 tokens/s",
+        "600 supervised",
+        "97.9%",
+        "skipped 1",
+        "0:02:10",
+    ):
         assert part in line
     assert "\n" not in line
 
 
 def test_durations_read_as_clock_time():
-    assert [duration(seconds) for seconds in (0, 59.6, 3600, -1)] == ["0:00:00", "0:01:00", "1:00:00", "0:00:00"]
+    assert [duration(seconds) for seconds in (0, 59.6, 3600, -1)] == [
+        "0:00:00",
+        "0:01:00",
+        "1:00:00",
+        "0:00:00",
+    ]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ def test_a_new_folder_is_made_and_locked(tmp_path):
 
 def test_a_folder_with_a_run_is_refused_and_says_how_to_go_on(tmp_path):
     write_json(RunFolder(tmp_path).description, {})
-    with pytest.raises(UserError, match=r"already holds a run \(run\.json\).*--overwrite_output_dir") as caught:
+    with pytest.raises(
+        UserError, match=r"already holds a run \(run\.json\).*--overwrite_output_dir"
+    ) as caught:
         claim(tmp_path, overwrite=False)
     assert str(tmp_path) in str(caught.value)
 

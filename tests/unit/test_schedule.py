@@ -26,6 +26,8 @@ def test_the_last_update_still_moves_and_beyond_the_end_is_zero():
     assert schedule(11) == 0.0
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [((1429, 0.1, None), 143), ((10, 0.0, None), 0), ((10, 0.5, 2), 2)])
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [((1429, 0.1, None), 143), ((10, 0.0, None), 0), ((10, 0.5, 2), 2)]
+)
 def test_warmup_comes_from_ratio_or_number(arguments, expected):
     assert warmup_steps(*arguments) == expected

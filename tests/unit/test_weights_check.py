@@ -225,6 +225,11 @@ def test_folder_missing(tmp_path):
         ({"quantization_bit": 4}, ("quantization_bit 4", "fp16 release")),
         ({"pre_seq_len": 128}, ("pre_seq_len 128", "P-tuning", "trained from")),
         ({"vocab_size": None}, ("no vocab_size", "release")),
+        (
+            {"num_layers": "2", "hidden_size": 32.0},
+            ("hidden_size is 32.0, num_layers is '2'", "whole numbers"),
+        ),
+        ({"torch_dtype": "float17"}, ("float17", "Mend it")),
         ({"num_attention_heads": 3}, ("hidden_size 32", "num_attention_heads")),
     ],
 )
@@ -248,6 +253,18 @@ def test_quantised_weights(folder, settings, tensors):
     refused(rewrite(folder, settings, scaled), f"{name}_scale", "quantised", "fp16 release")
     integers = {**tensors, name: torch.ones(64, 32, dtype=torch.int8)}
     refused(rewrite(folder, settings, integers), name, "torch.int8", "fp16 release")
+    eighths = {**tensors, name: torch.ones(64, 32).to(torch.float8_e4m3fn)}
+    refused(rewrite(folder, settings, eighths), name, "torch.float8_e4m3fn", "fp16 release")
+
+
+def test_placeholders_of_zero_3(folder, settings, tensors):
+    empty = {**tensors, EMBEDDING: torch.empty(0)}
+    refused(rewrite(folder, settings, empty), EMBEDDING, "is empty", "ZeRO-3", "zero_to_fp32.py")
+
+
+def test_flattened_embedding(folder, settings, tensors):
+    flat = {**tensors, EMBEDDING: tensors[EMBEDDING].flatten()}
+    refused(rewrite(folder, settings, flat), EMBEDDING, f"not ({settings['vocab_size']}, 32)")
 
 
 def test_prefix_encoder(folder, settings, tensors):

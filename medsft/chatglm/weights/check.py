@@ -16,6 +16,8 @@ from medsft.chatglm.weights.verify import NUM_SAMPLED_ROWS, bytes_to_verify, che
 from medsft.errors import UserError
 
 CONFIG_FILE = "config.json"
+WHOLE_NUMBERS = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size")
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The release stores these buffers; the model computes them from pure numbers.
 IGNORED_NAMES = re.compile(r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq")
 QUANTISED_NAMES = re.compile(r".*\.weight_scale")
@@ -74,7 +76,7 @@ def open_release(
     _check_supported(folder, content)
     files = open_weights(folder)
     _check_kind(files)
-    if EMBEDDING_NAME in files or HEAD_NAME in files:
+    if (EMBEDDING_NAME in files or HEAD_NAME in files) and len(files.shape(EMBEDDING_NAME)) == 2:
         num_rows = files.shape(EMBEDDING_NAME)[0]
         tokenizer = read_tokenizer_facts(tokenizer_dir)
         check_parts(folder, content, num_rows, files.file(EMBEDDING_NAME), tokenizer_dir, tokenizer)
@@ -90,9 +92,10 @@ def read_config(folder: Path) -> ChatGLMConfig:
     content = read_json(folder / CONFIG_FILE)
     try:
         return ChatGLMConfig.from_dict(content)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder / CONFIG_FILE} does not describe a ChatGLM: {error}. Mend it, or take it from the release."
+            f"{folder / CONFIG_FILE} does not describe a ChatGLM: {' '.join(str(error).split())}. Mend it, "
+            "or take it from the release that the weights are from."
         ) from error
 
 
@@ -120,6 +123,14 @@ def _check_supported(folder: Path, content: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} has no vocab_size. Take config.json from the release that the weights are from."
         )
+    not_whole = [
+        f"{name} is {content[name]!r}" for name in WHOLE_NUMBERS if type(content.get(name, 1)) is not int
+    ]
+    if not_whole:
+        raise UserError(
+            f"{path} has values that are not whole numbers: {', '.join(not_whole)}. Take config.json from "
+            "the release that the weights are from."
+        )
     if content.get("quantization_bit"):
         raise _quantised(f"{path} says quantization_bit {content['quantization_bit']}")
     if content.get("pre_seq_len"):
@@ -129,8 +140,14 @@ def _check_supported(folder: Path, content: Mapping[str, Any]) -> None:
 def _check_kind(files: WeightFiles) -> None:
     """What names and types of the tensors say about kinds of models that cannot be used here."""
     for name in files.names:
-        if QUANTISED_NAMES.fullmatch(name) or not files.dtype(name).is_floating_point:
+        if QUANTISED_NAMES.fullmatch(name) or files.dtype(name) not in WEIGHT_TYPES:
             raise _quantised(f"{files.file(name)} holds {name} as {files.dtype(name)}")
+        if 0 in files.shape(name):
+            raise UserError(
+                f"{files.place(name)} is empty, as ZeRO-3 leaves it when a model is saved without gathering "
+                "its parameters. Make a whole model of that run's checkpoint with DeepSpeed's "
+                "zero_to_fp32.py."
+            )
         if PREFIX_NAMES.fullmatch(name):
             raise _prefix(f"{files.file(name)} holds {name}")
 

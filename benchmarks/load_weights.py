@@ -1,0 +1,148 @@
+"""Memory and bytes of loading base weights into ZeRO-3 partitions, on 1 and on 2 ranks.
+
+    python benchmarks/load_weights.py            # makes a random checkpoint of 2.1 GB in a temporary folder
+
+For each rank: private memory (anonymous pages, which no other process shares) at its peak, above what the
+process held before, against the rank's share of the weights in the type it computes in; bytes read; seconds.
+Pages of the mapped files are shared between ranks and given back under pressure; they are in the peak of the
+resident memory only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHAPE = {"hidden_size": 2048, "num_layers": 20, "num_attention_heads": 16, "inner_hidden_size": 8192}
+VOCABULARY_FILE_ROWS = 20_480
+
+
+def private_bytes() -> int:
+    """Anonymous memory of this process, from Linux's smaps_rollup."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no Anonymous line in /proc/self/smaps_rollup")
+
+
+class Peak:
+    """Highest private memory while the block runs, sampled every 5 ms."""
+
+    def __enter__(self) -> Peak:
+        self.bytes = private_bytes()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.005):
+            self.bytes = max(self.bytes, private_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.bytes = max(self.bytes, private_bytes())
+
+
+def work(folder: Path) -> None:
+    """One rank: loads the model as a training does and prints its figures as a JSON line."""
+    from medsft.chatglm import ChatGLMForConditionalGeneration
+    from medsft.chatglm.base import open_base_model
+    from medsft.config import parse
+    from medsft.engine import deepspeed_config
+    from medsft.engine.distributed import complete_environment, start
+    from medsft.engine.zero import build_partitioned, load_slices
+
+    complete_environment(os.environ)
+    world = start(timeout_min=10)
+    path = deepspeed_config.default_path(world.device).with_name("zero3.json")
+    flags = parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]).flags()
+    batch = deepspeed_config.resolve_batch(world.size, 1, None, None)
+    ds_config = deepspeed_config.settle(deepspeed_config.read_json(path), path, batch, flags, world.device)
+    base = open_base_model(folder)
+    before = private_bytes()
+    begin_s = time.perf_counter()
+    with Peak() as peak:
+        model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
+        built_s = time.perf_counter()
+        load_slices(model, base.weights, world)
+    end_s = time.perf_counter()
+    share = sum(param.ds_tensor.numel() * param.ds_tensor.element_size() for param in model.parameters())
+    figures = {
+        "ranks": world.size,
+        "rank": world.rank,
+        "share_gb": round(share / 1e9, 3),
+        "peak_private_gb": round((peak.bytes - before) / 1e9, 3),
+        "above_share_gib": round((peak.bytes - before - share) / 2**30, 3),
+        "peak_resident_gb": round(psutil.Process().memory_info().rss / 1e9, 3),
+        "read_gb": round(base.weights.bytes_read / 1e9, 3),
+        "build_s": round(built_s - begin_s, 2),
+        "load_s": round(end_s - built_s, 2),
+    }
+    os.write(1, (json.dumps(figures) + "\n").encode())
+
+
+def make_checkpoint(folder: Path) -> None:
+    """A random ChatGLM of a billion parameters, fp16 .bin shards as released."""
+    from medsft.chatglm.init import write_random_model
+    from medsft.chatglm.tokenizer_training import train_tokenizer
+    from medsft.knowledge.build import build_pairs
+
+    build_pairs([REPOSITORY / "medsft" / "knowledge" / "sample.jsonl"], folder / "pairs.jsonl", seed=0)
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    train_tokenizer((pair["context"] + pair["target"] for pair in pairs), folder / "tokenizer", 1500)
+    shape = {**SHAPE, "vocab_size": VOCABULARY_FILE_ROWS}
+    write_random_model(folder / "model", folder / "tokenizer", overrides=shape, seed=0)
+
+
+def main() -> None:
+    """Measures 1 and 2 ranks and writes the result."""
+    from machine import write_result
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="model folder; default: a random one of 2.1 GB")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.model)
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model
+        if model is None:
+            make_checkpoint(Path(scratch))
+            model = Path(scratch) / "model"
+        size_gb = (
+            sum(path.stat().st_size for path in model.glob("*") if path.suffix in (".bin", ".safetensors"))
+            / 1e9
+        )
+        for ranks in (1, 2):
+            command = [sys.executable, "-m", "launcher", "run", "--num-gpus", str(ranks), __file__]
+            done = subprocess.run(
+                [*command, "--worker", "--model", str(model)],
+                cwd=REPOSITORY,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            rows += sorted(found, key=lambda row: row["rank"])
+    path = write_result("load_weights", {"checkpoint_gb": round(size_gb, 2), "compute": "bf16"}, rows)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What a measurement was taken on, and where its figures go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from medsft.checkpoint.provenance import software_versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs of this machine."""
+    model = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in cpu_info.read_text().splitlines()
+            if "model name" in line
+        ]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+    """Writes `results/<name>.json` and the same as a Markdown table; returns the JSON's path.
+
+    Every row has the same keys; they are the table's columns.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y-%m-%d")
+    record = {
+        "benchmark": name,
+        "date": stamp,
+        "hardware": hardware(),
+        "versions": software_versions(),
+        "settings": settings,
+        "rows": rows,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_markdown(record), encoding="utf-8")
+    return path
+
+
+def _markdown(record: dict[str, Any]) -> str:
+    machine = record["hardware"]
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+    columns = list(record["rows"][0])
+    lines = [
+        f"# {record['benchmark']}",
+        "",
+        f"{record['date']}; {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {gpus}; "
+        f"{versions}.",
+        f"Settings: {settings}.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
+        *("| " + " | ".join(str(row[column]) for column in columns) + " |" for row in record["rows"]),
+    ]
+    return "\n".join(lines) + "\n"

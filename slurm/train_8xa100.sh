@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Fine-tunes ChatGLM-6B on one node with 8 A100-80GB:
+#
+#   sbatch slurm/train_8xa100.sh
+#   MODEL=/models/chatglm-6b TRAIN_FILE="my pairs.jsonl" sbatch slurm/train_8xa100.sh --num_train_epochs 5
+#
+# Submit it from the top of the repository. Further flags of medsft/train.py may follow; the last one counts.
+# From the environment: MODEL, TRAIN_FILE, OUTPUT_DIR, DS_CONFIG, NUM_GPUS, and PYTHON.
+
+#SBATCH --job-name=medsft
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=0
+#SBATCH --time=04:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+
+# exec: signals for the job reach the launcher, which passes them on to every rank.
+exec "${PYTHON:-.venv/bin/python}" -m launcher run --num-gpus "${NUM_GPUS:-8}" medsft/train.py \
+  --deepspeed "${DS_CONFIG:-ds_configs/zero3.json}" \
+  --model_name_or_path "${MODEL:-models/chatglm-6b}" \
+  --train_file "${TRAIN_FILE:-data/train.jsonl}" \
+  --output_dir "${OUTPUT_DIR:-runs/${SLURM_JOB_NAME:-medsft}-${SLURM_JOB_ID:-local}}" \
+  --per_device_train_batch_size 2 \
+  --max_source_length 256 \
+  --max_target_length 256 \
+  --learning_rate 5e-5 \
+  --lr_scheduler_type linear \
+  --warmup_ratio 0.1 \
+  --num_train_epochs 3 \
+  --logging_steps 10 \
+  "$@"

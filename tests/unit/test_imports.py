@@ -1,0 +1,122 @@
+"""Imports run in one direction between the rooms."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Room -> rooms it may not know of. A room is a file or a folder of medsft.
+FORBIDDEN = {
+    "errors": {"*"},
+    "exit_codes": {"*"},
+    "files": {"*"},
+    "config": {
+        "chatglm",
+        "data",
+        "engine",
+        "checkpoint",
+        "monitor",
+        "evaluation",
+        "inference",
+        "train",
+        "cli",
+    },
+    "chatglm": {
+        "data",
+        "config",
+        "engine",
+        "checkpoint",
+        "monitor",
+        "evaluation",
+        "inference",
+        "train",
+        "cli",
+    },
+    "data": {"config", "engine", "checkpoint", "monitor", "evaluation", "inference", "train", "cli"},
+    "knowledge": {"config", "engine", "checkpoint", "monitor", "evaluation", "inference", "train", "cli"},
+    "engine": {"checkpoint", "monitor", "evaluation", "inference", "train", "cli"},
+    "checkpoint": {"monitor", "evaluation", "inference", "train", "cli"},
+    "monitor": {"data", "engine", "checkpoint", "evaluation", "inference", "train", "cli"},
+    "evaluation": {"monitor", "train", "cli"},
+    "inference": {"engine", "checkpoint", "monitor", "evaluation", "train", "cli"},
+    "run_folder": {
+        "chatglm",
+        "data",
+        "engine",
+        "checkpoint",
+        "monitor",
+        "evaluation",
+        "inference",
+        "train",
+        "cli",
+    },
+    "train": {"cli"},
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, wherever the import stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def rooms_of(package: str) -> dict[str, list[Path]]:
+    """Room -> its files."""
+    rooms: dict[str, list[Path]] = {}
+    for path in sorted((REPOSITORY / package).rglob("*.py")):
+        parts = path.relative_to(REPOSITORY / package).with_suffix("").parts
+        rooms.setdefault(parts[0], []).append(path)
+    return rooms
+
+
+MEDSFT = rooms_of("medsft")
+
+
+@pytest.mark.parametrize("room", sorted(set(MEDSFT) - {"__init__", "cli"}))
+def test_a_room_knows_only_the_rooms_below(room):
+    forbidden = FORBIDDEN[room]
+    for path in MEDSFT[room]:
+        known = {name.split(".")[1] for name in imported_modules(path) if name.startswith("medsft.")}
+        bad = (known - {room}) if "*" in forbidden else known & forbidden
+        assert not bad, f"{path.relative_to(REPOSITORY)} imports {sorted(bad)}"
+
+
+def test_launcher_and_medsft_never_import_each_other():
+    for package, other in (("launcher", "medsft"), ("medsft", "launcher")):
+        for path in (REPOSITORY / package).rglob("*.py"):
+            assert other not in {name.split(".")[0] for name in imported_modules(path)}, path
+
+
+def test_the_launcher_needs_the_standard_library_only():
+    for path in (REPOSITORY / "launcher").rglob("*.py"):
+        outside = (
+            {name.split(".")[0] for name in imported_modules(path)}
+            - set(sys.stdlib_module_names)
+            - {"launcher"}
+        )
+        assert not outside, f"{path.relative_to(REPOSITORY)} imports {outside}"
+
+
+def test_nobody_runs_remote_code_or_loads_pickles():
+    for path in (REPOSITORY / "medsft").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "trust_remote_code=True" not in text, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), path
+
+
+def test_cpm_kernels_is_not_imported_without_a_gpu():
+    code = "import sys, medsft.cli, medsft.chatglm.weights; print('cpm_kernels' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
