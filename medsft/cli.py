@@ -167,7 +167,7 @@ def init(
         seed=seed,
         dtype=dtype,
         shard_size=max_shard_size,
-        weights_format=weights_format,
+        file_format=weights_format,
     )
     typer.echo(f"{preset} model: {output_dir}")
 

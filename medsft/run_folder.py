@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -92,28 +89,3 @@ def claim(path: Path, overwrite: bool) -> FileLock:
         for item in left:
             item.rename(aside / item.name)
     return lock
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all, whenever the machine stops."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes an object as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames inside a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -44,9 +44,10 @@ from medsft.engine.step import TrainStep, start_engine
 from medsft.engine.zero import build_partitioned, load_slices
 from medsft.errors import UserError
 from medsft.evaluation.loss import validation_loss
+from medsft.files import write_json, write_text
 from medsft.monitor.metrics import Figures
 from medsft.monitor.reporter import Reporter, open_reporter
-from medsft.run_folder import RunFolder, claim, write_json, write_text
+from medsft.run_folder import RunFolder, claim
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -86,7 +86,7 @@ class ChatGLMMLP(nn.Module):
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
-    """a = LN1(h); h = alpha * a + Attn(a); m = LN2(h); out = alpha * m + MLP(m), with alpha = sqrt(2 * layers).
+    """a = LN1(h); h = alpha * a + Attn(a); m = LN2(h); out = alpha * m + MLP(m), alpha = sqrt(2 * layers).
 
     The residual branches off after the LayerNorm (GLM-130B, arXiv 2210.02414, section 2.1, "DeepNorm").
     """

@@ -88,12 +88,14 @@ def shape_faults(config: ChatGLMConfig) -> list[str]:
     if not faults and config.hidden_size % (4 * config.num_attention_heads):
         faults.append(
             f"hidden_size {config.hidden_size} is not a multiple of 4 x num_attention_heads "
-            f"({config.num_attention_heads}): each head is split in two position axes, each of which rotates pairs"
+            f"({config.num_attention_heads}): each head is split over two position axes, and each half into pairs"
         )
     if not config.position_encoding_2d:
         faults.append("position_encoding_2d is false; only the released two-dimensional positions are built")
     if config.pre_seq_len is not None:
-        faults.append(f"pre_seq_len is {config.pre_seq_len}; P-tuning prefixes are not supported, remove the field")
+        faults.append(
+            f"pre_seq_len is {config.pre_seq_len}; P-tuning prefixes are not built, remove the field"
+        )
     for name in ("bos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < config.vocab_size:

@@ -13,6 +13,9 @@ from medsft.chatglm.positions import batch_positions
 _BLANK_AFTER_PAD = 2
 _BLANK_SCORE = 5e4
 
+# With none of these set, generation settings were read from config.json, which only knows token ids.
+_CHOSEN_BY_A_GENERATION_CONFIG = ("max_length", "max_new_tokens", "do_sample", "top_p")
+
 
 def release_generation_config(config: ChatGLMConfig) -> GenerationConfig:
     """The release's defaults for chat; `top_k` 50 was the default of the transformers it was written for."""
@@ -52,11 +55,13 @@ class ChatGLMGenerationMixin(GenerationMixin):
 
     config: ChatGLMConfig
 
-    def adjust_generation_fn(self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any) -> None:
-        """Called by `from_pretrained`: keeps the release's defaults for a folder without generation_config.json."""
+    def adjust_generation_fn(
+        self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Called by `from_pretrained`: a folder without generation_config.json gets the release's defaults."""
         super().adjust_generation_fn(generation_config, *args, **kwargs)
         loaded = self.generation_config
-        if all(getattr(loaded, name) is None for name in ("max_length", "max_new_tokens", "do_sample", "top_p")):
+        if all(getattr(loaded, name) is None for name in _CHOSEN_BY_A_GENERATION_CONFIG):
             loaded.update(**release_generation_config(self.config).to_dict(), defaults_only=True)
 
     @torch.no_grad()
@@ -67,7 +72,15 @@ class ChatGLMGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `GenerationMixin.generate`, with the release's guard against NaN and infinite scores put first."""
+        """As `GenerationMixin.generate`, with the release's guard against NaN and infinite scores first."""
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        if (
+            kwargs.get("max_new_tokens") is not None
+            and kwargs.get("max_length") is None
+            and prompt is not None
+        ):
+            # The same limit; transformers warns at each call when one stands beside the default of the other.
+            kwargs["max_length"] = prompt.shape[1] + kwargs.pop("max_new_tokens")
         guard = InvalidScoreLogitsProcessor((self.config.pad_token_id or 0) + _BLANK_AFTER_PAD)
         processors = LogitsProcessorList([guard, *(logits_processor or ())])
         return super().generate(inputs, generation_config, processors, **kwargs)

@@ -102,8 +102,8 @@ def make_config(
     config = ChatGLMConfig(**{**fields, **(overrides or {})})
     if config.vocab_size < tokenizer.vocab_size:
         raise UserError(
-            f"vocab_size {config.vocab_size} has no row for each of the tokenizer's {tokenizer.vocab_size} ids; "
-            "leave it out to have it chosen."
+            f"vocab_size {config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size} ids; leave it out "
+            "to have it chosen."
         )
     return config
 
@@ -150,7 +150,7 @@ def release_tensors(config: ChatGLMConfig, dtype: torch.dtype) -> list[TensorSpe
 
 
 def initial_tensor(spec: TensorSpec, config: ChatGLMConfig, seed: int) -> torch.Tensor:
-    """The tensor's values: a function of seed, name and shape alone, so shards do not depend on each other."""
+    """The tensor's values: a function of seed, name and shape alone, so no shard depends on another."""
     if spec.name.endswith("rotary_emb.inv_freq"):
         return inverse_frequencies(config.head_dim // 2).to(spec.dtype)
     # Tied matrices are stored twice, equal.

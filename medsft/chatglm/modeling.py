@@ -86,7 +86,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, E] after the final LayerNorm.
 
-        `attention_mask` is None, a padding mask [B, S] (0 = padding), or bool [B, 1, T, S] (True = may attend).
+        `attention_mask` is None, a padding mask [B, S] (0 = padding), or bool [B, 1, T, S] (True = may
+        attend).
         `position_ids` [B, 2, T] may be left out while nothing is cached: they are then read off `input_ids`.
         A row of a boolean mask that sees nothing is padding: it is let see everything, so that no NaN arises.
         Raises UserError when positions are neither given nor to be found.
@@ -250,8 +251,8 @@ def attention_pattern(
         mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
     elif attention_mask is not None and attention_mask.shape[1:] != (num_seen,):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, must be [batch, {num_seen}] (cached and new "
-            "tokens) or boolean [batch, 1, new tokens, cached and new tokens]"
+            f"attention_mask has shape {tuple(attention_mask.shape)}, must be [batch, {num_seen}] (cached and "
+            "new tokens) or boolean [batch, 1, new tokens, cached and new tokens]"
         )
     elif attention_mask is None and length == 1 and num_slots == num_seen:
         return None

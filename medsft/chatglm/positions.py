@@ -92,7 +92,7 @@ def batch_positions(
 def batch_prefix_mask(
     position_ids: torch.LongTensor, padding_mask: torch.Tensor | None = None, num_cached: int = 0
 ) -> torch.BoolTensor:
-    """Mask [B, 1, T, S] for the T tokens at `position_ids` [B, 2, T] that follow `num_cached` tokens (S = both).
+    """Mask [B, 1, T, S] for the T tokens at `position_ids` [B, 2, T] that follow `num_cached` tokens.
 
     `padding_mask` [B, S] holds 0 at padding, which nobody sees. Cached tokens are seen by all: a context is
     never split over two calls, since its first half would have to see the second.
@@ -124,7 +124,7 @@ def _first_index(input_ids: Sequence[int] | np.ndarray | torch.Tensor, token_id:
 def _first_indices(
     input_ids: torch.LongTensor, token_id: int, real: torch.BoolTensor
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
-    """Index of the first unpadded `token_id` of each row (0 if none) and whether there is one, both [B, 1]."""
+    """Index of each row's first unpadded `token_id` (0 if none) and whether there is one, both [B, 1]."""
     hits = (input_ids == token_id) & real
     return hits.int().argmax(dim=1, keepdim=True), hits.any(dim=1, keepdim=True)
 
@@ -133,7 +133,7 @@ def _require(found: torch.BoolTensor, what: str) -> None:
     if not bool(found.all()):
         row = int((~found).flatten().nonzero()[0])
         raise UserError(
-            f"sequence {row} of the batch has no {what}. Prompts end with [gMASK] <sop>; if they do, tokenizer and "
-            "config.json are of different releases (v1.1 has [gMASK] = 130001, v0.1 has 150001). Without such "
-            "tokens, pass position_ids [batch, 2, tokens]."
+            f"sequence {row} of the batch has no {what}. Prompts end with [gMASK] <sop>; if they do, tokenizer "
+            "and config.json are of different releases (v1.1 has [gMASK] = 130001, v0.1 has 150001). Without "
+            "such tokens, pass position_ids [batch, 2, tokens]."
         )

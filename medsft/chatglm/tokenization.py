@@ -101,8 +101,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     ):
         if vocab_file is None or not Path(vocab_file).is_file():
             raise UserError(
-                f"the tokenizer's vocabulary {VOCAB_FILE} is not there (looked for {vocab_file}). Copy it from "
-                "the same release as the weights."
+                f"the tokenizer's vocabulary {VOCAB_FILE} is not there (looked for {vocab_file}). Copy it from the "
+                "same release as the weights."
             )
         # transformers 5 hands *_token arguments that it does not know in one dict. They must not become
         # special tokens: "[gMASK]" in a text is plain text in both releases.
@@ -185,7 +185,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def control_token_ids(self) -> frozenset[int]:
-        """Ids of every piece that steers the model and has no text: special tokens, `<s>`, `</s>`, `<pad>`."""
+        """Ids of all pieces that steer the model and have no text: special tokens, `<s>`, `</s>`, `<pad>`."""
         return frozenset(
             self.num_image_tokens + piece
             for piece in range(self._pieces.vocab_size())
@@ -206,7 +206,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             return f"<image_{index}>"
         piece = index - self.num_image_tokens
         # Weights have more rows than there are tokens, so an untrained model can choose such an id.
-        return self._pieces.id_to_piece(piece) if piece < self._pieces.vocab_size() else f"<unused_row_{index}>"
+        if piece >= self._pieces.vocab_size():
+            return f"<unused_row_{index}>"
+        return self._pieces.id_to_piece(piece)
 
     # --- text to ids
 
@@ -273,9 +275,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def _runs(self, ids: list[int]) -> Iterable[tuple[list[int], bool]]:
         """Ids cut into runs of the file's vocabulary and of tokens that a user added behind it."""
-        first_added = self.vocab_size
-        for added, run in groupby(ids, lambda index: index >= first_added and index in self._added_tokens_decoder):
-            yield list(run), added
+        added = {index for index in self._added_tokens_decoder if index >= self.vocab_size}
+        for is_added, run in groupby(ids, added.__contains__):
+            yield list(run), is_added
 
     def _decode_run(self, ids: list[int], added: bool) -> str:
         if added:
@@ -316,18 +318,15 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             config["end_token"] = str(self.end_token)
         if self.eos_token != self.eop_token:
             config["eop_token"] = self.eop_token
-        added = {
-            index: token for index, token in written["added_tokens_decoder"].items() if int(index) >= self.vocab_size
-        }
+        tokens = written["added_tokens_decoder"]
+        added = {index: token for index, token in tokens.items() if int(index) >= self.vocab_size}
         if added:
             config["added_tokens_decoder"] = added
         config.setdefault("auto_map", copy.deepcopy(_AUTO_MAP))
         return config
 
 
-def _load_pieces(
-    model_bytes: bytes, origin: str
-) -> tuple[sentencepiece.SentencePieceProcessor, int]:
+def _load_pieces(model_bytes: bytes, origin: str) -> tuple[sentencepiece.SentencePieceProcessor, int]:
     """Processor with every token of the release, and how many pieces the file itself holds."""
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)

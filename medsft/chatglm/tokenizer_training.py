@@ -70,7 +70,7 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
         )
     lines = list(_training_lines(texts))
     if not lines:
-        raise UserError("a tokenizer cannot be trained on empty texts; give some sentences of the target domain.")
+        raise UserError("a tokenizer cannot be trained on empty texts; give some sentences of its domain.")
     model = complete_model(_put_blank_first(_train(lines, vocab_size - NUM_APPENDED_PIECES)))
 
     folder = Path(output_dir)
@@ -93,8 +93,8 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
 def keep_common_characters(lines: list[str], max_characters: int) -> list[str]:
     """The lines with a blank for each character that is not among the `max_characters` commonest.
 
-    The commonest are cut at the release's coverage, too. (The trainer's own character_coverage cannot go below
-    0.98, which a small vocabulary of Chinese needs.)
+    The commonest are cut at the release's coverage, too. (The trainer's own character_coverage cannot go
+    below 0.98, which a small vocabulary of Chinese needs.)
     """
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=_NORMALIZATION)
     lines = [normalizer.normalize(line).replace(_BLANK, " ") for line in lines]

@@ -16,7 +16,7 @@ from medsft.checkpoint.model_card import model_card
 from medsft.checkpoint.provenance import Provenance
 from medsft.engine.distributed import World, together
 from medsft.engine.zero import gathered
-from medsft.run_folder import sync_folder, write_json, write_text
+from medsft.files import sync, write_json, write_text
 
 
 def export_model(
@@ -52,9 +52,9 @@ def export_model(
         if writer is not None:
             writer.finish()
             _write_companions(temporary, config, tokenizer, dtype, provenance)
-            sync_folder(temporary)
+            sync(temporary)
             temporary.replace(folder)
-            sync_folder(folder.parent)
+            sync(folder.parent)
 
 
 def _write_companions(

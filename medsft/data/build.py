@@ -3,7 +3,6 @@
 import hashlib
 import json
 import multiprocessing
-import os
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from medsft.data.encode import Encoded, Tokenizer, encode_example
 from medsft.data.records import BadLine, Columns, Example, iter_file
 from medsft.data.summary import Summary, length_quantiles
 from medsft.data.template import AUTO, detect_template
+from medsft.files import sync
 
 ARROW_FILE = "tokens.arrow"
 MANIFEST_FILE = "manifest.json"
@@ -251,15 +251,6 @@ def build(
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
     sync(folder / MANIFEST_FILE)
     sync(folder)
-
-
-def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's entries, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def summary_from_manifest(manifest: dict, files: Sequence[Path]) -> Summary:

@@ -35,7 +35,6 @@ from medsft.data.build import (
     Progress,
     build,
     summary_from_manifest,
-    sync,
 )
 from medsft.data.dataset import EncodedDataset, Row
 from medsft.data.encode import Tokenizer, check_limits
@@ -43,6 +42,7 @@ from medsft.data.files import SUFFIXES, expand_files, file_sha256
 from medsft.data.records import Columns
 from medsft.data.template import AUTO, check_template
 from medsft.errors import UserError
+from medsft.files import sync
 
 __all__ = ["EncodedDataset", "Row", "cache_key", "load_or_build"]
 

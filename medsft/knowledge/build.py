@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsft.chatglm.files import replacing
 from medsft.data.records import BadLine
 from medsft.errors import UserError
+from medsft.files import replacing
 from medsft.knowledge.graph import read_graph
 from medsft.knowledge.pairs import KINDS, make_pairs
 from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
@@ -74,7 +74,7 @@ def build_pairs(
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as file:
+        with replacing(output) as temporary, temporary.open("wb") as file:
             for pair in pairs:
                 file.write(json.dumps(pair.record(), ensure_ascii=False).encode() + b"\n")
     except OSError as error:

@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from medsft.errors import UserError
-from medsft.run_folder import RunFolder, claim, write_json
+from medsft.files import write_json
+from medsft.run_folder import RunFolder, claim
 
 
 def test_a_new_folder_is_made_and_locked(tmp_path):

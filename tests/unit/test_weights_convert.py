@@ -212,7 +212,7 @@ def test_wrong_arguments(tmp_path, v11, v01, v11_tokenizer):
     refused("huge", source=v11, output=output, shard_size="huge")
     refused("int4", source=v11, output=output, dtype="int4")
     refused("slim already", source=v11, output=output, vocabulary="v1.1", tokenizer_dir=v11_tokenizer)
-    refused("cannot be derived", "tokenizer_dir", source=v01, output=output, vocabulary="v1.1")
+    refused("cannot be derived", "--tokenizer", source=v01, output=output, vocabulary="v1.1")
     refused(
         f"{tmp_path} has no ice_text.model",
         source=v01,

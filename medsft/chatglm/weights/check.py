@@ -35,7 +35,7 @@ def check_release(
 ) -> None:
     """Raises UserError, naming file and remedy, unless the model folder is sound.
 
-    Without `read_everything` headers and a few rows are read, a second for a 13 GB release. With it every
+    Without `read_everything` only headers and a sample of the tied rows are read. With it every
     byte is: the checksums of ``.bin`` files, all rows that should be tied, NaN and infinite values, matrices
     of zeros (as broken downloads leave them). The tokenizer is checked where `tokenizer_dir` (default:
     `folder`) has one. Rows that should be tied and differ are an error, as half of them would be lost.

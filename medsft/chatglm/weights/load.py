@@ -35,9 +35,8 @@ def load_model(
         name: torch.empty(parameter.shape, dtype=dtype, device=device).copy_(files.read(name))
         for name, parameter in model.named_parameters()
     }
-    model.load_state_dict(
-        tensors, strict=False, assign=True
-    )  # the names were compared with the files' before
+    # Not strict, as of a tied pair only one is given; open_release has compared all names.
+    model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     model.config.dtype = dtype
     if (files.folder / "generation_config.json").is_file():

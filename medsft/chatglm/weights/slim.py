@@ -57,14 +57,14 @@ def plan_slimming(
         raise UserError(
             "Slimming to the v1.1 vocabulary needs v1.1's tokenizer files, which cannot be derived from "
             f"v0.1's: {TOKENIZER_FILE} itself is another one. Give a folder with {TOKENIZER_FILE} and "
-            "tokenizer_config.json of the current THUDM/chatglm-6b as tokenizer_dir."
+            "tokenizer_config.json of the current THUDM/chatglm-6b as tokenizer (--tokenizer)."
         )
     tokenizer_dir = Path(tokenizer_dir)
     new = read_tokenizer_facts(tokenizer_dir)
     if new is None:
         raise UserError(
             f"{tokenizer_dir} has no {TOKENIZER_FILE}. Give a folder with the tokenizer files of v1.1 as "
-            "tokenizer_dir."
+            "tokenizer (--tokenizer)."
         )
     slimming = Slimming(
         num_dropped,
@@ -78,7 +78,7 @@ def plan_slimming(
         raise UserError(
             f"The weights in {source} cannot be slimmed to the tokenizer in {tokenizer_dir} by dropping "
             f"{num_dropped} image tokens: {'; '.join(faults)}. Give the tokenizer files of v1.1 as "
-            "tokenizer_dir."
+            "tokenizer (--tokenizer)."
         )
     return slimming
 
