@@ -122,7 +122,7 @@ class RunConfig:
         "no", "When to write a snapshot of the model, a folder you can chat with, beside the final one."
     )
     save_steps: int = _flag(500, "Steps between snapshots with --save_strategy steps.")
-    max_shard_size_mb: int = _flag(2000, "Largest file of a written model, in MB; bounds host memory too.")
+    max_shard_size: str = _flag("2GB", "Largest file of a written model; bounds host memory too.")
     eval_steps: int | None = _flag(None, "Steps between validation losses (default: at each epoch's end).")
     per_device_eval_batch_size: int = _flag(8, "Examples in one validation micro-batch of one rank.")
     distributed_timeout_min: int = _flag(
@@ -235,7 +235,6 @@ def _faults(config: Config) -> list[str]:
             "max_nonfinite_steps",
             "logging_steps",
             "save_steps",
-            "max_shard_size_mb",
             "eval_steps",
             "per_device_eval_batch_size",
             "distributed_timeout_min",

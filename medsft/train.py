@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.base import BaseModel, open_base_model
+from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.export import export_model
 from medsft.checkpoint.provenance import Provenance, software_versions
 from medsft.config import Config, parse
@@ -131,6 +132,7 @@ def settle_settings(config: Config, world: World) -> tuple[Batch, dict[str, Any]
 def open_base(config: Config, world: World) -> BaseModel:
     """Configuration, tokenizer and mapped weights of the model to tune, checked against each other."""
     with together(world):
+        parse_size(config.run.max_shard_size)  # wrong, it shall not surface at the first save
         base = open_base_model(Path(config.model.model_name_or_path))
         longest = config.data.max_source_length + config.data.max_target_length
         if longest > base.config.max_sequence_length:
@@ -210,7 +212,7 @@ def start_model(config: Config, base: BaseModel, ds_config: dict[str, Any], worl
         model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
         load_slices(model, base.weights, world)
         logger.info(
-            "read %.2f GB of weights on this rank, computing in %s", base.weights.bytes_read / 1e9, dtype
+            "read %.1f MB of weights on this rank, computing in %s", base.weights.bytes_read / 1e6, dtype
         )
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -322,7 +324,7 @@ def save_model(
         base.tokenizer,
         provenance,
         folder,
-        max_shard_bytes=config.run.max_shard_size_mb * 1_000_000,
+        max_shard_bytes=parse_size(config.run.max_shard_size),
         world=world,
     )
     logger.info("model written to %s", folder)

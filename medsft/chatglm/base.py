@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.tokenization import ChatGLMTokenizer
-from medsft.chatglm.weights import WeightFiles, check_release, open_weights
+from medsft.chatglm.weights import WeightFiles
+from medsft.chatglm.weights.check import open_release
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,5 @@ def open_base_model(folder: Path) -> BaseModel:
 
     Raises `UserError` naming file and remedy when a part is missing, damaged or of another release.
     """
-    check_release(folder)
-    return BaseModel(
-        folder,
-        ChatGLMConfig.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-        open_weights(folder),
-    )
+    on_meta, weights = open_release(folder)
+    return BaseModel(folder, on_meta.config, ChatGLMTokenizer.from_pretrained(folder), weights)

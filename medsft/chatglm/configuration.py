@@ -88,7 +88,7 @@ def shape_faults(config: ChatGLMConfig) -> list[str]:
     if not faults and config.hidden_size % (4 * config.num_attention_heads):
         faults.append(
             f"hidden_size {config.hidden_size} is not a multiple of 4 x num_attention_heads "
-            f"({config.num_attention_heads}): each head is split over two position axes, and each half into pairs"
+            f"({config.num_attention_heads}): each head is split over two position axes, each half into pairs"
         )
     if not config.position_encoding_2d:
         faults.append("position_encoding_2d is false; only the released two-dimensional positions are built")

@@ -58,7 +58,7 @@ class ChatGLMGenerationMixin(GenerationMixin):
     def adjust_generation_fn(
         self, generation_config: GenerationConfig | None, *args: Any, **kwargs: Any
     ) -> None:
-        """Called by `from_pretrained`: a folder without generation_config.json gets the release's defaults."""
+        """Called by `from_pretrained`; a folder without generation_config.json has the release's defaults."""
         super().adjust_generation_fn(generation_config, *args, **kwargs)
         loaded = self.generation_config
         if all(getattr(loaded, name) is None for name in _CHOSEN_BY_A_GENERATION_CONFIG):

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from medsft.chatglm.configuration import ChatGLMConfig
-from medsft.chatglm.files import replace_file, replacing
 from medsft.chatglm.generation import release_generation_config
 from medsft.chatglm.initialization import fill_parameter
 from medsft.chatglm.rotary import inverse_frequencies
 from medsft.chatglm.tokenization import ChatGLMTokenizer
 from medsft.errors import UserError
+from medsft.files import replace_file, replacing
 
 EMBEDDING_NAME = "transformer.word_embeddings.weight"
 HEAD_NAME = "lm_head.weight"
@@ -102,8 +102,8 @@ def make_config(
     config = ChatGLMConfig(**{**fields, **(overrides or {})})
     if config.vocab_size < tokenizer.vocab_size:
         raise UserError(
-            f"vocab_size {config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size} ids; leave it out "
-            "to have it chosen."
+            f"vocab_size {config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size} ids; "
+            "leave it out to have it chosen."
         )
     return config
 

@@ -251,8 +251,8 @@ def attention_pattern(
         mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
     elif attention_mask is not None and attention_mask.shape[1:] != (num_seen,):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, must be [batch, {num_seen}] (cached and "
-            "new tokens) or boolean [batch, 1, new tokens, cached and new tokens]"
+            f"attention_mask has shape {tuple(attention_mask.shape)}, must be [batch, {num_seen}] (cached "
+            "and new tokens) or boolean [batch, 1, new tokens, cached and new tokens]"
         )
     elif attention_mask is None and length == 1 and num_slots == num_seen:
         return None

@@ -133,7 +133,7 @@ def _require(found: torch.BoolTensor, what: str) -> None:
     if not bool(found.all()):
         row = int((~found).flatten().nonzero()[0])
         raise UserError(
-            f"sequence {row} of the batch has no {what}. Prompts end with [gMASK] <sop>; if they do, tokenizer "
-            "and config.json are of different releases (v1.1 has [gMASK] = 130001, v0.1 has 150001). Without "
-            "such tokens, pass position_ids [batch, 2, tokens]."
+            f"sequence {row} of the batch has no {what}. Prompts end with [gMASK] <sop>; if they do, "
+            "tokenizer and config.json are of different releases (v1.1 has [gMASK] = 130001, v0.1 has "
+            "150001). Without such tokens, pass position_ids [batch, 2, tokens]."
         )

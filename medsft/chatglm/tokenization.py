@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import sentencepiece
 from transformers import AddedToken, PreTrainedTokenizer
 
-from medsft.chatglm.files import replace_file
 from medsft.errors import UserError
+from medsft.files import replace_file
 
 VOCAB_FILE = "ice_text.model"
 CONFIG_FILE = "tokenizer_config.json"
@@ -101,8 +101,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     ):
         if vocab_file is None or not Path(vocab_file).is_file():
             raise UserError(
-                f"the tokenizer's vocabulary {VOCAB_FILE} is not there (looked for {vocab_file}). Copy it from the "
-                "same release as the weights."
+                f"the tokenizer's vocabulary {VOCAB_FILE} is not there (looked for {vocab_file}). "
+                "Copy it from the same release as the weights."
             )
         # transformers 5 hands *_token arguments that it does not know in one dict. They must not become
         # special tokens: "[gMASK]" in a text is plain text in both releases.

@@ -13,7 +13,6 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
 
-from medsft.chatglm.files import replace_file
 from medsft.chatglm.tokenization import (
     CONFIG_FILE,
     NEWLINE_TOKEN,
@@ -24,6 +23,7 @@ from medsft.chatglm.tokenization import (
     whitespace_tokens,
 )
 from medsft.errors import UserError
+from medsft.files import replace_file
 
 NUM_BYTE_PIECES = 256
 NUM_APPENDED_PIECES = len(SPECIAL_TOKENS) + len(whitespace_tokens()) + NUM_BYTE_PIECES

@@ -106,4 +106,6 @@ def _cell(answer: str, exact: bool, limit: int = 200) -> str:
     from rich.markup import escape
 
     short = answer if len(answer) <= limit else answer[:limit] + "…"
+    if not answer:
+        return "[red]✗[/] [dim](empty 空)[/]"
     return f"[green]✓[/] {escape(short)}" if exact else f"[red]✗[/] {escape(short)}"

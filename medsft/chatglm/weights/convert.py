@@ -28,11 +28,9 @@ from medsft.chatglm.weights.writer import (
     ShardWriter,
     WrittenWeights,
     parse_size,
-    sync_file,
-    sync_folder,
-    write_json,
 )
 from medsft.errors import UserError
+from medsft.files import sync, write_json
 
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -111,7 +109,7 @@ def convert(
         _write_rest(source, tokenizer_source, partial, config, slimming, target_type)
         check_release(partial)
         partial.replace(output)
-        sync_folder(output.parent)
+        sync(output.parent)
     finally:
         if partial.exists():
             shutil.rmtree(partial)
@@ -173,4 +171,4 @@ def _write_rest(
 def _copy(source: Path, target: Path) -> None:
     if source.is_file():
         shutil.copyfile(source, target)
-        sync_file(target)
+        sync(target)

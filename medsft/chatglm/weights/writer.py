@@ -1,20 +1,18 @@
 """Weights written shard by shard: at most one shard in memory, no final name before all is there."""
 
-import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medsft.chatglm.files import replace_file
 from medsft.chatglm.weights.shards import KINDS, weight_files_in
 from medsft.errors import UserError
+from medsft.files import sync, write_json
 
 DEFAULT_SHARD_BYTES = 2 * 10**9
 SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -119,7 +117,7 @@ class ShardWriter:
         if count > 1:
             metadata = {"total_parameters": self._num_parameters, "total_size": self._num_bytes}
             write_json(self.folder / self._kind.index, {"metadata": metadata, "weight_map": weight_map})
-        sync_folder(self.folder)
+        sync(self.folder)
         return WrittenWeights(tuple(files), self._num_bytes, self._num_parameters, weight_map)
 
     def abort(self) -> None:
@@ -133,15 +131,14 @@ class ShardWriter:
         temporary = self.folder / f".shard-{len(self._written) + 1:05d}.partial"
         self._written.append((temporary, tuple(self._shard)))
         temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # as the umask wants it; save_file makes files that only their owner may read
+        # As the umask wants it: save_file makes files that only their owner may read.
+        mode = temporary.stat().st_mode
         if self._kind is KINDS["safetensors"]:
             save_file(self._shard, temporary, metadata={"format": "pt"})
         else:
             torch.save(self._shard, temporary)
         temporary.chmod(mode)
-        sync_file(temporary)
+        sync(temporary)
         self._shard = {}
         self._shard_bytes = 0
 
@@ -153,22 +150,3 @@ def parse_size(text: str | int) -> int:
     if unit is None or float(match[1]) * unit < 1:
         raise UserError(f"The size {text!r} is not understood; write it as 2GB, 500MB or 1.5GiB.")
     return int(float(match[1]) * unit)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes `value` so that `path` holds either its old content or all of the new one, whatever happens."""
-    replace_file(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
-
-
-def sync_file(path: Path) -> None:
-    """Returns once the file's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Returns once the folder's entries (creations, renames) are on the disk."""
-    sync_file(path)

@@ -1,0 +1,183 @@
+"""A run from its flags to a model that answers, with real processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import REPOSITORY, launch, read_metrics
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import medsft.chatglm  # noqa: F401  registers ChatGLM
+from medsft.chatglm.weights import check_release, load_model
+from medsft.monitor.tensorboard import TAGS
+
+MEDSFT = str(Path(sys.executable).with_name("medsft"))
+NUM_STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def finished_run(toy_model, instruction_file, tmp_path_factory):
+    """Two bf16 ranks through the launcher, settings from a YAML file, snapshots, small shards."""
+    folder = tmp_path_factory.mktemp("运行 1")
+    run = folder / "out put"
+    settings = folder / "设置.yaml"
+    settings.write_text(
+        f"model_name_or_path: {json.dumps(str(toy_model))}\n"
+        f"train_file: [{json.dumps(str(instruction_file))}]\n"
+        "learning_rate: 2.0e-3\nlr_scheduler_type: cosine\nmax_train_samples: 100\nglobal_batch_size: 25\n"
+        "save_strategy: steps\nsave_steps: 5\nmax_shard_size: 200KB\nlogging_steps: 3\nweight_decay: 0.01\n",
+        encoding="utf-8",
+    )
+    flags = ["--config", str(settings), "--output_dir", str(run), "--deepspeed", "ds_configs/zero3.json"]
+    result = launch([*flags, "--gradient_checkpointing", "true"], ranks=2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return run, result.stdout
+
+
+def test_the_console_shows_what_is_supervised_and_one_line_a_report(finished_run):
+    _, output = finished_run
+    lines = output.splitlines()
+    assert sum(line.startswith("context ") for line in lines) == 1
+    assert sum(line.startswith("supervised ") for line in lines) == 1
+    reports = [line for line in lines if line.startswith("step ")]
+    assert len(reports) == NUM_STEPS // 3
+    assert all("tokens/s" in line and "left 0:" in line for line in reports)
+
+
+def test_the_loss_falls_and_every_figure_is_there(finished_run):
+    run, _ = finished_run
+    metrics = read_metrics(run)
+    assert [line["step"] for line in metrics] == [3, 6, 9, 12]
+    assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.3
+    assert metrics[-1]["examples_seen"] == 300
+    assert metrics[-1]["epoch"] == 3.0
+    assert metrics[-1]["packing_efficiency"] > 0.95
+    assert metrics[0]["supervised_tokens_per_s"] < metrics[0]["tokens_per_s"]
+
+
+def test_tensorboard_has_the_same_points(finished_run):
+    run, _ = finished_run
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name, tag in TAGS.items():
+        points = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in read_metrics(run)]
+
+
+def test_the_run_describes_itself(finished_run, toy_model):
+    run, _ = finished_run
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (facts["world_size"], facts["num_steps"], facts["num_examples"]) == (2, NUM_STEPS, 100)
+    assert facts["flags"]["model_name_or_path"] == str(toy_model)
+    assert facts["deepspeed"]["zero_optimization"]["stage"] == 3
+    assert (run / "DONE").read_text().startswith(f"{NUM_STEPS} steps")
+
+
+def test_the_model_folder_is_complete_sound_and_in_shards(finished_run):
+    run, _ = finished_run
+    model = run / "model"
+    check_release(model, read_everything=True)
+    shards = sorted(model.glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1
+    assert all(path.stat().st_size < 250_000 for path in shards)
+    names = set()
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+            names |= set(file.keys())
+    assert names == set(json.loads((model / "model.safetensors.index.json").read_text())["weight_map"])
+    for name in ("config.json", "generation_config.json", "ice_text.model", "tokenizer_config.json"):
+        assert (model / name).exists()
+    assert not list(run.glob(".*.tmp"))
+
+
+def test_the_model_card_names_data_and_flags(finished_run):
+    run, _ = finished_run
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    for part in (facts["data_fingerprint"], "`--learning_rate` | `0.002`", "medical advice", "300"):
+        assert part in card
+
+
+def test_it_loads_with_transformers_and_answers_in_batches(finished_run):
+    run, _ = finished_run
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    inputs = tokenizer(["头痛怎么办？", "感冒有哪些症状？要不要吃药？"], padding=True, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert output.shape[0] == 2
+    ours = load_model(run / "model", torch.float32, "cpu")
+    assert torch.equal(model.lm_head.weight, ours.lm_head.weight)
+
+
+def test_snapshots_are_models_too(finished_run, toy_model):
+    run, _ = finished_run
+    folders = sorted((run / "snapshots").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000005", "step-00000010"]
+    weights = [
+        load_model(folder, torch.float32, "cpu").lm_head.weight for folder in [*folders, run / "model"]
+    ]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    assert json.loads((folders[0] / "medsft.json").read_text(encoding="utf-8"))["step"] == 5
+
+
+def test_a_piped_chat_answers_line_by_line_and_leaves_at_q(finished_run):
+    run, _ = finished_run
+    result = subprocess.run(
+        [MEDSFT, "chat", "--model", str(run), "--greedy", "--max_new_tokens", "6"],
+        input="头痛怎么办？\n\n[gMASK]<sop>是什么？\nclear\nq\n没有人会回答这一句\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_a_second_run_there_is_refused_then_moved_aside(finished_run, toy_model, instruction_file, tmp_path):
+    run, _ = finished_run
+    flags = ["--model_name_or_path", str(toy_model), "--train_file", str(instruction_file)]
+    flags += ["--output_dir", str(run), "--max_steps", "1", "--global_batch_size", "4"]
+    refused = launch(flags, launcher="python")
+    assert refused.returncode == 2
+    assert (run / "DONE").read_text().startswith(f"{NUM_STEPS} steps")
+    again = launch([*flags, "--overwrite_output_dir", "true"], launcher="python")
+    assert again.returncode == 0, again.stderr
+    assert (run / "DONE").read_text().startswith("1 steps")
+    assert (run / "previous-1" / "model" / "config.json").exists()
+
+
+def test_ctrl_c_ends_all_ranks_without_a_traceback(toy_model, instruction_file, tmp_path):
+    import signal
+    import time
+
+    flags = ["--model_name_or_path", str(toy_model), "--train_file", str(instruction_file)]
+    flags += ["--output_dir", str(tmp_path / "run"), "--max_steps", "100000", "--logging_steps", "1"]
+    script = str(REPOSITORY / "medsft" / "train.py")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "run", "--num-gpus", "2", script, *flags],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step "):
+            break
+    time.sleep(0.3)  # into the middle of a step
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    output = "".join(lines) + rest
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "interrupted" in output
+    assert not (tmp_path / "run" / "DONE").exists()
