@@ -277,7 +277,10 @@ def _write_shards(
                 with temporary.open("wb") as file:  # given a path, torch writes that path into the file
                     torch.save(weights, file)
             else:
+                temporary.touch()
+                mode = temporary.stat().st_mode  # what the umask says; safetensors makes files private
                 save_file(weights, temporary, metadata={"format": "pt"})
+                temporary.chmod(mode)
         weight_map |= {spec.name: file_name for spec in shard}
         if on_shard is not None:
             on_shard(number, len(shards))

@@ -141,6 +141,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _load_model(self) -> None:
         self._pieces, self._num_file_pieces = _load_pieces(self._model_bytes, self.vocab_file)
         self._vocab: dict[str, int] | None = None
+        self._control_ids: frozenset[int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -186,11 +187,13 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     @property
     def control_token_ids(self) -> frozenset[int]:
         """Ids of all pieces that steer the model and have no text: special tokens, `<s>`, `</s>`, `<pad>`."""
-        return frozenset(
-            self.num_image_tokens + piece
-            for piece in range(self._pieces.vocab_size())
-            if self._pieces.is_control(piece)
-        )
+        if self._control_ids is None:
+            self._control_ids = frozenset(
+                self.num_image_tokens + piece
+                for piece in range(self._pieces.vocab_size())
+                if self._pieces.is_control(piece)
+            )
+        return self._control_ids
 
     def get_vocab(self) -> dict[str, int]:
         """Every token and its id."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from medsft import exit_codes
 from medsft.engine.distributed import AgreedError, PeerError, World, complete_environment, start
@@ -43,13 +43,13 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World], None
     try:
         body(config, world)
     except AgreedError as error:
-        return _end(f"error: {error}", exit_codes.USER_ERROR, speaks=world.is_main)
+        _leave(f"error: {error}", exit_codes.USER_ERROR, speaks=world.is_main)
     except UserError as error:
-        return _end(f"error on rank {world.rank}: {error}", exit_codes.USER_ERROR, speaks=True)
+        _leave(f"error on rank {world.rank}: {error}", exit_codes.USER_ERROR, speaks=True)
     except DivergedError as error:
-        return _end(f"stopped: {error}", exit_codes.DIVERGED, speaks=world.is_main)
+        _leave(f"stopped: {error}", exit_codes.DIVERGED, speaks=world.is_main)
     except PeerError as error:
-        return _end(f"rank {world.rank} stops: {error}", exit_codes.CRASHED, speaks=True)
+        _leave(f"rank {world.rank} stops: {error}", exit_codes.CRASHED, speaks=True)
     import torch.distributed as dist
 
     dist.destroy_process_group()
@@ -73,6 +73,18 @@ def _set_up_logging(rank: str) -> None:
     ours.setLevel(logging.INFO if rank == "0" else logging.WARNING)
     ours.propagate = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def _leave(message: str, code: int, speaks: bool) -> NoReturn:
+    """Ends a rank that is connected to others.
+
+    Without Python's tidying up: with the process group alive, its threads may turn the exit code into an
+    abort (134), and destroying the group may wait for ranks that are gone.
+    """
+    _end(message, code, speaks)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _leave_at_once_on_ctrl_c(speaks: bool) -> None:
