@@ -19,6 +19,7 @@ DEPENDENCIES = [
     "filelock",
     "pyyaml",
     "psutil",
+    "protobuf",  # SentencePiece models are read and written piece by piece
 ]
 
 setup(

@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-
-import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHAPE = {"hidden_size": 2048, "num_layers": 20, "num_attention_heads": 16, "inner_hidden_size": 8192}
@@ -85,7 +84,7 @@ def work(folder: Path) -> None:
         "share_gb": round(share / 1e9, 3),
         "peak_private_gb": round((peak.bytes - before) / 1e9, 3),
         "above_share_gib": round((peak.bytes - before - share) / 2**30, 3),
-        "peak_resident_gb": round(psutil.Process().memory_info().rss / 1e9, 3),
+        "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
         "read_gb": round(base.weights.bytes_read / 1e9, 3),
         "build_s": round(built_s - begin_s, 2),
         "load_s": round(end_s - built_s, 2),

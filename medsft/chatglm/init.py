@@ -99,13 +99,13 @@ def make_config(
     unknown = sorted(set(overrides or {}) - known)
     if unknown:
         raise UserError(f"unknown model field {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
-    config = ChatGLMConfig(**{**fields, **(overrides or {})})
-    if config.vocab_size < tokenizer.vocab_size:
+    fields |= overrides or {}
+    if fields["vocab_size"] < tokenizer.vocab_size:
         raise UserError(
-            f"vocab_size {config.vocab_size} is less than the tokenizer's {tokenizer.vocab_size} ids; "
+            f"vocab_size {fields['vocab_size']} is less than the tokenizer's {tokenizer.vocab_size} ids; "
             "leave it out to have it chosen."
         )
-    return config
+    return ChatGLMConfig(**fields)
 
 
 def parameter_shapes(config: ChatGLMConfig) -> dict[str, tuple[int, ...]]:
@@ -257,6 +257,18 @@ def _make_room(folder: Path, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def _write_shard(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    with replacing(path) as temporary:
+        if path.suffix == ".bin":
+            with temporary.open("wb") as file:  # given a path, torch writes that path into the file
+                torch.save(weights, file)
+        else:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the umask says; safetensors makes files private
+            save_file(weights, temporary, metadata={"format": "pt"})
+            temporary.chmod(mode)
+
+
 def _write_shards(
     folder: Path,
     shards: list[list[TensorSpec]],
@@ -271,16 +283,7 @@ def _write_shards(
         file_name = f"{stem}-{number:05d}-of-{len(shards):05d}.{file_format}"
         if file_format == "safetensors" and len(shards) == 1:
             file_name = f"{stem}.{file_format}"
-        weights = {spec.name: initial_tensor(spec, config, seed) for spec in shard}
-        with replacing(folder / file_name) as temporary:
-            if file_format == "bin":
-                with temporary.open("wb") as file:  # given a path, torch writes that path into the file
-                    torch.save(weights, file)
-            else:
-                temporary.touch()
-                mode = temporary.stat().st_mode  # what the umask says; safetensors makes files private
-                save_file(weights, temporary, metadata={"format": "pt"})
-                temporary.chmod(mode)
+        _write_shard(folder / file_name, {spec.name: initial_tensor(spec, config, seed) for spec in shard})
         weight_map |= {spec.name: file_name for spec in shard}
         if on_shard is not None:
             on_shard(number, len(shards))

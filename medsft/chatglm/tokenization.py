@@ -146,7 +146,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         del state["_pieces"]  # rebuilt from _model_bytes, half the size to send to a process
-        state["_vocab"] = None
+        state["_vocab"] = state["_control_ids"] = None  # a copy hashes the same whatever was asked before
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -202,6 +202,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return {**self._vocab, **self._added_tokens_encoder}
 
     def _convert_token_to_id(self, token: str) -> int:
+        if self.num_image_tokens and token.startswith("<image_") and token[7:-1].isdigit():
+            return int(token[7:-1])
         return self.num_image_tokens + self._pieces.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:

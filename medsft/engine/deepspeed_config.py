@@ -180,6 +180,10 @@ def _settle_precision(settled: dict[str, Any], device: torch.device, faults: lis
         fp16["enabled"] = not bf16["enabled"]
     if fp16.get("enabled") and bf16.get("enabled"):
         faults.append("fp16.enabled and bf16.enabled are both true; choose one")
+    if fp16.get("enabled") and device.type == "cpu":
+        faults.append(
+            "fp16.enabled is true but DeepSpeed does not train in fp16 on a CPU (use ds_configs/zero3_cpu.json)"
+        )
     if bf16.get("enabled") and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         faults.append(
             f"bf16.enabled is true but {torch.cuda.get_device_name()} has no bf16 "

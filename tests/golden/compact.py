@@ -1,6 +1,6 @@
 """Makes tests/golden/tiny from the full reference numbers; see README.md beside it.
 
-    python tests/golden/compact.py ../shared/golden/tiny
+python tests/golden/compact.py ../shared/golden/tiny
 """
 
 import json

@@ -90,7 +90,9 @@ def test_loss_and_gradients(model, reference, numbers, case):
 def test_greedy_continuations(model, numbers, use_cache):
     for example in numbers["greedy"]:
         prompt = torch.tensor([example["prompt"]])
-        out = model.generate(prompt, max_new_tokens=24, do_sample=False, use_cache=use_cache, eos_token_id=None)
+        out = model.generate(
+            prompt, max_new_tokens=24, do_sample=False, use_cache=use_cache, eos_token_id=None
+        )
         assert out[0, prompt.shape[1] :].tolist() == example["greedy"]
 
 

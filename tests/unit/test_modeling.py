@@ -83,7 +83,9 @@ def assert_same(left, right, rtol=1e-5):
     torch.testing.assert_close(left[0], right[0], rtol=rtol, atol=0)
     for name, gradient in left[1].items():
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(right[1][name], gradient, rtol=0, atol=max(scale, 1e-3) * 10 * rtol, msg=name)
+        torch.testing.assert_close(
+            right[1][name], gradient, rtol=0, atol=max(scale, 1e-3) * 10 * rtol, msg=name
+        )
 
 
 # --- names, classes, files

@@ -60,7 +60,9 @@ def up_to_end(tokens):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize("cache", [{"use_cache": True}, {"use_cache": False}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize(
+    "cache", [{"use_cache": True}, {"use_cache": False}, {"cache_implementation": "static"}]
+)
 def test_batch_cache_and_beams_agree_with_single_prompts(model, num_beams, cache):
     ids, mask = left_padded()
     together = continuations(model, ids, mask, num_beams=num_beams, **cache)
@@ -84,7 +86,9 @@ def test_sampling_follows_the_seed_with_and_without_cache(model):
     draws = []
     for seed, use_cache in ((1, True), (1, False), (2, True)):
         torch.manual_seed(seed)
-        draws.append(continuations(model, ids, mask, do_sample=True, top_p=1.0, temperature=2.0, use_cache=use_cache))
+        draws.append(
+            continuations(model, ids, mask, do_sample=True, top_p=1.0, temperature=2.0, use_cache=use_cache)
+        )
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -143,7 +147,13 @@ def test_limiting_new_tokens_warns_of_nothing(model, caplog):
 def test_invalid_scores_become_the_blank_row_by_row():
     nan, inf = float("nan"), float("inf")
     scores = torch.tensor(
-        [[0.0, 1, 2, 3, 4, 5, 6], [nan, 1, 2, 3, 4, 5, 6], [inf, 1, 2, 3, 4, 5, 6], [-inf] * 7, [-inf, 1, 2, 3, 4, 5, 6]]
+        [
+            [0.0, 1, 2, 3, 4, 5, 6],
+            [nan, 1, 2, 3, 4, 5, 6],
+            [inf, 1, 2, 3, 4, 5, 6],
+            [-inf] * 7,
+            [-inf, 1, 2, 3, 4, 5, 6],
+        ]
     )
     out = InvalidScoreLogitsProcessor(5)(torch.zeros(5, 1, dtype=torch.long), scores)
     assert torch.equal(out[[0, 4]], scores[[0, 4]])  # a forbidden token is no fault
@@ -164,7 +174,9 @@ def test_generation_survives_nan(model):
     assert out[0, len(PROMPTS[0]) :].tolist() == [PAD + 2] * 4
     # Processors that a caller brings come after the guard.
     with pytest.raises(RuntimeError, match="nan"):
-        model.generate(torch.tensor([PROMPTS[0]]), logits_processor=LogitsProcessorList([poison]), max_new_tokens=4)
+        model.generate(
+            torch.tensor([PROMPTS[0]]), logits_processor=LogitsProcessorList([poison]), max_new_tokens=4
+        )
 
 
 def test_text_streams(tmp_path):

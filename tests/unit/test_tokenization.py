@@ -88,7 +88,9 @@ def test_every_sentence_comes_back(tokenizer):
         assert tokenizer.decode(tokenizer.encode_plain(sentence)) == half_width
 
 
-@pytest.mark.parametrize("text", ["龘靐\n\n\t表 两  空  格", "😷 emoji", "mixed 中文 and English", "\x00控制"])
+@pytest.mark.parametrize(
+    "text", ["龘靐\n\n\t表 两  空  格", "😷 emoji", "mixed 中文 and English", "\x00控制"]
+)
 def test_what_was_never_seen_comes_back(tokenizer, text):
     assert tokenizer.unk_token_id not in tokenizer.encode_plain(text)
     assert tokenizer.decode(tokenizer.encode_plain(text)) == text
@@ -140,7 +142,9 @@ def test_control_tokens_in_text(tokenizer):
     text = "a [MASK] b<sop>c[gMASK]</s>"
     marked = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.mask_token_id in marked and tokenizer.bos_token_id in marked
-    assert tokenizer.gmask_token_id not in marked and tokenizer.end_token_id not in marked  # as in the reference
+    assert (
+        tokenizer.gmask_token_id not in marked and tokenizer.end_token_id not in marked
+    )  # as in the reference
     plain = tokenizer.encode_plain(text)
     assert not tokenizer.control_token_ids & set(plain)
     assert tokenizer.decode(plain) == text
@@ -179,14 +183,19 @@ def test_padded_batches_feed_generate(tokenizer):
 
 
 def test_first_release_layout(first_release, tokenizer):
-    assert first_release.num_image_tokens == 20000 and first_release.vocab_size == 20000 + tokenizer.vocab_size
+    assert (
+        first_release.num_image_tokens == 20000 and first_release.vocab_size == 20000 + tokenizer.vocab_size
+    )
     text = "感冒\n多喝水  ，龘"
     assert first_release.encode_plain(text) == [20000 + index for index in tokenizer.encode_plain(text)]
-    assert first_release.decode(first_release.encode_plain(text)) == tokenizer.decode(tokenizer.encode_plain(text))
+    assert first_release.decode(first_release.encode_plain(text)) == tokenizer.decode(
+        tokenizer.encode_plain(text)
+    )
     assert first_release.eop_token_id == 20000 + tokenizer.eop_token_id
     assert first_release.eos_token_id == 20002 and first_release.end_token_id is None
     assert first_release.decode([5, 19999]) == ""  # image tokens
     assert first_release.convert_ids_to_tokens(7) == "<image_7>"
+    assert first_release.convert_tokens_to_ids("<image_7>") == 7
 
 
 def test_first_release_adds_what_is_missing_behind_a_prompt(first_release):
@@ -204,12 +213,18 @@ def test_save_reload_and_pickle(request, layout, tmp_path):
     text = "感冒 <eop> </s> [MASK] 多喝水"
     for again in (ChatGLMTokenizer.from_pretrained(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
         assert again.encode(text) == tokenizer.encode(text)
-        assert (again.eop_token_id, again.gmask_token_id) == (tokenizer.eop_token_id, tokenizer.gmask_token_id)
+        assert (again.eop_token_id, again.gmask_token_id) == (
+            tokenizer.eop_token_id,
+            tokenizer.gmask_token_id,
+        )
+        assert pickle.dumps(again) == pickle.dumps(pickle.loads(pickle.dumps(again)))
         assert again.padding_side == "left" and again.all_special_ids == tokenizer.all_special_ids
     written = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert written["gmask_token"] == "[gMASK]" and written["mask_token"] == "[MASK]"
     assert written["tokenizer_class"] == "ChatGLMTokenizer"
-    assert "added_tokens_decoder" not in written and "added_tokens.json" not in {p.name for p in tmp_path.iterdir()}
+    assert "added_tokens_decoder" not in written and "added_tokens.json" not in {
+        p.name for p in tmp_path.iterdir()
+    }
 
 
 def test_auto_tokenizer_finds_the_class_beside_a_config(tokenizer, tmp_path):
