@@ -1,9 +1,10 @@
-"""Memory and bytes of loading base weights into ZeRO-3 partitions, on 1 and on 2 ranks.
+"""Memory and bytes of loading base weights into ZeRO-3 partitions, and of writing a model, on 1 and 2 ranks.
 
     python benchmarks/load_weights.py            # makes a random checkpoint of 2.1 GB in a temporary folder
 
 For each rank: private memory (anonymous pages, which no other process shares) at its peak, above what the
-process held before, against the rank's share of the weights in the type it computes in; bytes read; seconds.
+process held before, against the rank's share of the weights in the type it computes in; bytes read; seconds;
+and private memory above that while the finished model is written in shards of 500 MB.
 Pages of the mapped files are shared between ranks and given back under pressure; they are in the peak of the
 resident memory only.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHAPE = {"hidden_size": 2048, "num_layers": 20, "num_attention_heads": 16, "inner_hidden_size": 8192}
 VOCABULARY_FILE_ROWS = 20_480
+SHARD_BYTES = 500_000_000
 
 
 def private_bytes() -> int:
@@ -58,6 +60,8 @@ def work(folder: Path) -> None:
     """One rank: loads the model as a training does and prints its figures as a JSON line."""
     from medsft.chatglm import ChatGLMForConditionalGeneration
     from medsft.chatglm.base import open_base_model
+    from medsft.checkpoint.export import export_model
+    from medsft.checkpoint.provenance import Provenance, software_versions
     from medsft.config import parse
     from medsft.engine import deepspeed_config
     from medsft.engine.distributed import complete_environment, start
@@ -77,6 +81,13 @@ def work(folder: Path) -> None:
         built_s = time.perf_counter()
         load_slices(model, base.weights, world)
     end_s = time.perf_counter()
+    held = private_bytes()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, Peak() as write_peak:
+        provenance = Provenance(str(folder), "none", "none", flags, software_versions())
+        export_model(
+            model, base.config, base.tokenizer, provenance, Path(scratch) / "model", SHARD_BYTES, world
+        )
+    written_s = time.perf_counter()
     share = sum(param.ds_tensor.numel() * param.ds_tensor.element_size() for param in model.parameters())
     figures = {
         "ranks": world.size,
@@ -88,6 +99,8 @@ def work(folder: Path) -> None:
         "read_gb": round(base.weights.bytes_read / 1e9, 3),
         "build_s": round(built_s - begin_s, 2),
         "load_s": round(end_s - built_s, 2),
+        "write_above_gib": round((write_peak.bytes - held) / 2**30, 3),
+        "write_s": round(written_s - end_s, 2),
     }
     os.write(1, (json.dumps(figures) + "\n").encode())
 

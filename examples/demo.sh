@@ -47,9 +47,9 @@ python -m launcher run --num-gpus 2 medsft/train.py \
   --max_source_length 64 \
   --max_target_length 64 \
   --per_device_train_batch_size 16 \
-  --learning_rate 1e-3 \
+  --learning_rate 2e-3 \
   --lr_scheduler_type cosine \
-  --num_train_epochs 40 \
+  --num_train_epochs 50 \
   --logging_steps 20
 
 say "5. Ten of the questions, before and after"

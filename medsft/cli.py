@@ -85,6 +85,8 @@ def chat(
     from medsft.inference.chat import chat as converse
     from medsft.inference.responder import Sampling, open_responder, seed_everything
 
+    if sys.stdin.isatty():
+        typer.echo(f"loading {model} …", err=True)
     responder = open_responder(model, prompt_template.value, dtype.value, device)
     seed_everything(seed)
     keep = responder.template != "med-chatglm" if history is None else history

@@ -19,6 +19,7 @@ from medsft.chatglm.generation import release_generation_config
 from medsft.chatglm.initialization import fill_parameter
 from medsft.chatglm.rotary import inverse_frequencies
 from medsft.chatglm.tokenization import ChatGLMTokenizer
+from medsft.chatglm.weights.writer import parse_size
 from medsft.errors import UserError
 from medsft.files import replace_file, replacing
 
@@ -43,7 +44,6 @@ _RELEASED_ROWS = {"v1.1": 130528, "v0.1": 150528}
 _ROW_MULTIPLE = 64
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 DEFAULT_SHARD_SIZE = "2GB"
 
 
@@ -174,20 +174,6 @@ def plan_shards(tensors: list[TensorSpec], max_shard_bytes: int) -> list[list[Te
         shards[-1].append(tensor)
         num_bytes += tensor.num_bytes
     return shards
-
-
-def parse_size(size: str | int) -> int:
-    """Bytes of "500MB", "2GB" (powers of 1000) or of a number; raises UserError for anything else."""
-    if isinstance(size, int):
-        num_bytes = size
-    else:
-        number, unit = size[:-2].strip(), size[-2:].upper()
-        if unit not in _UNITS or not number.replace(".", "", 1).isdigit():
-            raise UserError(f"shard_size {size!r} is not a size; write for example 500MB or 2GB.")
-        num_bytes = int(float(number) * _UNITS[unit])
-    if num_bytes < 1:
-        raise UserError(f"shard_size {size!r} is not positive; write for example 500MB or 2GB.")
-    return num_bytes
 
 
 def write_random_model(

@@ -182,7 +182,7 @@ def _settle_precision(settled: dict[str, Any], device: torch.device, faults: lis
         faults.append("fp16.enabled and bf16.enabled are both true; choose one")
     if fp16.get("enabled") and device.type == "cpu":
         faults.append(
-            "fp16.enabled is true but DeepSpeed does not train in fp16 on a CPU (use ds_configs/zero3_cpu.json)"
+            "fp16.enabled is true but DeepSpeed has no fp16 training on CPU (use ds_configs/zero3_cpu.json)"
         )
     if bf16.get("enabled") and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         faults.append(

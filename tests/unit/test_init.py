@@ -15,7 +15,6 @@ from medsft.chatglm.init import (
     count_parameters,
     make_config,
     parameter_shapes,
-    parse_size,
     plan_shards,
     release_tensors,
     write_random_model,
@@ -180,19 +179,6 @@ def test_shards_are_reported(tokenizer_dir, tmp_path):
     seen = []
     write_random_model(tmp_path, tokenizer_dir, shard_size="300KB", on_shard=lambda *done: seen.append(done))
     assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)] and len(seen) > 1
-
-
-@pytest.mark.parametrize(
-    ("size", "num_bytes"), [("2GB", 2 * 10**9), ("1.5 MB", 1_500_000), ("9kb", 9000), (7, 7)]
-)
-def test_sizes(size, num_bytes):
-    assert parse_size(size) == num_bytes
-
-
-@pytest.mark.parametrize("size", ["", "2", "GB", "-1GB", "1.2.3MB", "two GB", 0, "0GB"])
-def test_what_is_not_a_size(size):
-    with pytest.raises(UserError, match="shard_size"):
-        parse_size(size)
 
 
 @pytest.mark.parametrize(
