@@ -67,7 +67,6 @@ def packed_loss(
     model: ChatGLMForConditionalGeneration, rows: Sequence[Row], num_targets: int
 ) -> tuple[float, int]:
     """Forward and backward of the trainer's path; loss and slots."""
-    model.gradient_checkpointing_disable()
     batch = pack(rows, model.config.pad_token_id).to(model.device)
     loss = model(**batch.model_inputs(), num_items_in_batch=num_targets).loss
     loss.backward()
@@ -78,7 +77,7 @@ def padded_loss(
     model: ChatGLMForConditionalGeneration, rows: Sequence[Row], num_targets: int
 ) -> tuple[float, int]:
     """Forward and backward as the original script does them; loss and slots."""
-    model.gradient_checkpointing_enable()
+    model.recompute_activations()
     total, num_slots = 0.0, 0
     for start in range(0, len(rows), MICRO_BATCH):
         batch = pad(rows[start : start + MICRO_BATCH], model.config.pad_token_id).to(model.device)

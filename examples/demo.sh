@@ -62,5 +62,6 @@ medsft compare \
   --questions "$out/questions.jsonl" \
   --min_exact 0.8
 
-say "Talk to it:  medsft chat --model $out/run"
-echo "Curves:      make tensorboard"
+say "Talk to it"
+printf 'medsft chat --greedy --model %q\n' "$out/run"
+printf 'make tensorboard RUNS=%q\n' "$out"

@@ -72,8 +72,11 @@ def chat(
         typer.Option(help="Keep earlier rounds (default: yes, but not in the med-chatglm form)."),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max_new_tokens", min=1, help="Longest answer, tokens (default: 512, or half of what fits)."
+        ),
+    ] = None,
     greedy: Annotated[bool, typer.Option(help="Always the most likely token.")] = False,
     top_p: Annotated[float, typer.Option("--top_p", min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.7,
     temperature: Annotated[float, typer.Option(min=0.01, help="Higher is more varied.")] = 0.95,
@@ -90,7 +93,8 @@ def chat(
     responder = open_responder(model, prompt_template.value, dtype.value, device)
     seed_everything(seed)
     keep = responder.template != "med-chatglm" if history is None else history
-    converse(responder, Sampling(max_new_tokens, greedy, top_p, temperature), keep)
+    longest = max_new_tokens or min(512, responder.model.config.max_sequence_length // 2)
+    converse(responder, Sampling(longest, greedy, top_p, temperature), keep)
 
 
 @app.command()
@@ -140,7 +144,7 @@ def tokenizer(
     from medsft.chatglm.tokenizer_training import train_tokenizer
     from medsft.data.records import read_files
 
-    examples = read_files(train_file).examples
+    examples = read_files(train_file).usable()
     made = train_tokenizer((item.query + item.response for item in examples), output_dir, vocab_size)
     typer.echo(f"{len(made):,} ids, trained on {len(examples):,} examples: {output_dir}")
 
@@ -169,7 +173,7 @@ def init(
         seed=seed,
         dtype=dtype,
         shard_size=max_shard_size,
-        file_format=weights_format,
+        weights_format=weights_format,
     )
     typer.echo(f"{preset} model: {output_dir}")
 
@@ -229,7 +233,7 @@ def build(
     from medsft.knowledge.build import build_pairs
     from medsft.knowledge.pairs import KINDS
 
-    chosen = tuple(kinds.split(",")) if kinds else KINDS
+    chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
     summary = build_pairs(graph, output, seed, chosen, num_phrasings, max_pairs, max_bad_share)
     typer.echo(f"{summary.describe()}: {output}")
 

@@ -171,8 +171,11 @@ def parse(arguments: Sequence[str]) -> Config:
     if known.config is not None:
         arguments = _yaml_arguments(Path(known.config)) + arguments
     *groups, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if unknown:
-        raise UserError(f"unknown flag {_with_guess(unknown[0])}. `medsft train --help` lists every flag.")
+    strangers = [_with_guess(item) for item in unknown if item.startswith("-")] or unknown
+    if strangers:
+        raise UserError(
+            f"unknown flags: {', '.join(strangers)}. `medsft train --help` lists those there are."
+        )
     config = Config(*groups)
     faults = _faults(config)
     if faults:

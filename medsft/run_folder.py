@@ -51,6 +51,12 @@ class RunFolder:
         return self.path / "data_cache"
 
 
+def model_folder(folder: Path) -> Path:
+    """The folder itself, or the final model inside it when it is that of a run."""
+    inside = RunFolder(folder).model
+    return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
+
+
 _OF_A_RUN = ("run.json", "metrics.jsonl", "tensorboard", "model", "snapshots", "DONE")
 
 

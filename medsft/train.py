@@ -15,6 +15,7 @@ if __package__ in (None, ""):
     sys.path[:] = [str(_HERE.parent), *(entry for entry in sys.path if Path(entry or ".").resolve() != _HERE)]
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ from medsft.config import Config, parse
 from medsft.data.cache import load_or_build
 from medsft.data.dataset import EncodedDataset
 from medsft.data.encode import describe_example
+from medsft.data.files import expand_files
 from medsft.data.loader import StepBatches
 from medsft.data.plan import StepPlan, check_capacity, split, split_by_count
 from medsft.data.progress import terminal_progress
@@ -45,10 +47,10 @@ from medsft.engine.step import TrainStep, start_engine
 from medsft.engine.zero import build_partitioned, load_slices
 from medsft.errors import UserError
 from medsft.evaluation.loss import validation_loss
-from medsft.files import write_json, write_text
+from medsft.files import write_json
 from medsft.monitor.metrics import Figures
 from medsft.monitor.reporter import Reporter, open_reporter
-from medsft.run_folder import RunFolder, claim
+from medsft.run_folder import RunFolder, claim, model_folder
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -133,7 +135,7 @@ def open_base(config: Config, world: World) -> BaseModel:
     """Configuration, tokenizer and mapped weights of the model to tune, checked against each other."""
     with together(world):
         parse_size(config.run.max_shard_size)  # wrong, it shall not surface at the first save
-        base = open_base_model(Path(config.model.model_name_or_path))
+        base = open_base_model(model_folder(Path(config.model.model_name_or_path)))
         longest = config.data.max_source_length + config.data.max_target_length
         if longest > base.config.max_sequence_length:
             raise UserError(
@@ -160,6 +162,8 @@ def encode_data(
         num_workers=flags.preprocessing_num_workers,
     )
     with together(world), terminal_progress("tokenising") as progress:
+        if flags.validation_file:
+            expand_files(flags.validation_file)  # a wrong name shall not surface after an hour of tokenising
         data = load(
             flags.train_file,
             template=flags.prompt_template,
@@ -189,7 +193,7 @@ def plan_steps(config: Config, data: EncodedDataset, batch: Batch, world: World)
             flags.max_steps,
         )
     logger.info(
-        "%d steps of %d examples on %d ranks, %d micro-batches each",
+        "steps: %d, examples a step: %d, ranks: %d, micro-batches a rank: %d",
         plan.num_steps,
         batch.global_size,
         world.size,
@@ -215,7 +219,7 @@ def start_model(config: Config, base: BaseModel, ds_config: dict[str, Any], worl
             "read %.1f MB of weights on this rank, computing in %s", base.weights.bytes_read / 1e6, dtype
         )
         if config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.recompute_activations()
         optimizer = build_optimizer(
             model,
             ds_config,
@@ -254,7 +258,7 @@ def describe_run(
                 "num_examples": len(data),
                 "deepspeed": ds_config,
             }
-            write_json(folder.description, {**vars(provenance), **facts})
+            write_json(folder.description, {**provenance.origin(), **facts})
     return provenance
 
 
@@ -268,6 +272,13 @@ def learning_rate(config: Config, plan: StepPlan) -> Schedule:
     """Learning rate of each step."""
     flags = config.optimization
     num_warmup_steps = warmup_steps(plan.num_steps, flags.warmup_ratio, flags.warmup_steps)
+    if num_warmup_steps >= plan.num_steps:
+        logger.warning(
+            "warm-up takes %d steps and the run has %d: the learning rate, which begins at 0, never reaches "
+            "its peak. Give --warmup_steps 0, or more --num_train_epochs.",
+            num_warmup_steps,
+            plan.num_steps,
+        )
     return Schedule(flags.lr_scheduler_type, flags.learning_rate, num_warmup_steps, plan.num_steps)
 
 
@@ -337,10 +348,10 @@ def finish(
     reporter.close()
     with together(world):
         if world.is_main:
-            write_text(folder.done, f"{provenance.step} steps, loss {provenance.train_loss:.4f}\n")
+            write_json(folder.done, {"step": provenance.step, "train_loss": provenance.train_loss})
     if lock is not None:
         lock.release()
-    logger.info("done: medsft chat --model %s", folder.model)
+    logger.info("done: medsft chat --model %s", shlex.quote(str(folder.model)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.generation import release_generation_config
 from medsft.chatglm.initialization import fill_parameter
@@ -185,7 +186,7 @@ def write_random_model(
     seed: int = 0,
     dtype: str = "float16",
     shard_size: str | int = DEFAULT_SHARD_SIZE,
-    file_format: Literal["bin", "safetensors"] = "bin",
+    weights_format: Literal["bin", "safetensors"] = "bin",
     overwrite: bool = False,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> ChatGLMConfig:
@@ -200,10 +201,10 @@ def write_random_model(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}, must be one of {', '.join(DTYPES)}.")
-    if file_format not in ("bin", "safetensors"):
-        raise UserError(f"file_format is {file_format!r}, must be bin or safetensors.")
+    if weights_format not in ("bin", "safetensors"):
+        raise UserError(f"weights_format is {weights_format!r}, must be bin or safetensors.")
     max_shard_bytes = parse_size(shard_size)
-    tokenizer = ChatGLMTokenizer.from_pretrained(tokenizer_dir)
+    tokenizer = open_tokenizer(Path(tokenizer_dir))
     config = make_config(tokenizer, preset, overrides)
     config.dtype = DTYPES[dtype]
     config.architectures = ["ChatGLMModel"]  # what the release says
@@ -211,9 +212,9 @@ def write_random_model(
     _make_room(folder, overwrite)
 
     tensors = release_tensors(config, DTYPES[dtype])
-    if file_format == "safetensors":
+    if weights_format == "safetensors":
         tensors = [tensor for tensor in tensors if not _left_out_of_safetensors(tensor.name, config)]
-    _write_shards(folder, plan_shards(tensors, max_shard_bytes), config, seed, file_format, on_shard)
+    _write_shards(folder, plan_shards(tensors, max_shard_bytes), config, seed, weights_format, on_shard)
     tokenizer.save_pretrained(folder)
     release_generation_config(config).save_pretrained(folder)
     config.save_pretrained(folder)  # last: a folder with it is complete
@@ -236,7 +237,7 @@ def _make_room(folder: Path, overwrite: bool) -> None:
     if present and not overwrite:
         raise UserError(
             f"{folder} already holds a model ({', '.join(present[:3])}{' …' if len(present) > 3 else ''}). "
-            "Choose another folder, or say that it may be overwritten."
+            "Choose another folder, or remove this one first."
         )
     for path in list(_model_files(folder)):
         path.unlink()
@@ -260,21 +261,21 @@ def _write_shards(
     shards: list[list[TensorSpec]],
     config: ChatGLMConfig,
     seed: int,
-    file_format: str,
+    weights_format: str,
     on_shard: Callable[[int, int], None] | None,
 ) -> None:
-    stem = "pytorch_model" if file_format == "bin" else "model"
+    stem = "pytorch_model" if weights_format == "bin" else "model"
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-        file_name = f"{stem}-{number:05d}-of-{len(shards):05d}.{file_format}"
-        if file_format == "safetensors" and len(shards) == 1:
-            file_name = f"{stem}.{file_format}"
+        file_name = f"{stem}-{number:05d}-of-{len(shards):05d}.{weights_format}"
+        if weights_format == "safetensors" and len(shards) == 1:
+            file_name = f"{stem}.{weights_format}"
         _write_shard(folder / file_name, {spec.name: initial_tensor(spec, config, seed) for spec in shard})
         weight_map |= {spec.name: file_name for spec in shard}
         if on_shard is not None:
             on_shard(number, len(shards))
-    if file_format == "bin" or len(shards) > 1:
+    if weights_format == "bin" or len(shards) > 1:
         total_size = sum(spec.num_bytes for shard in shards for spec in shard)
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         content = json.dumps(index, indent=2) + "\n"
-        replace_file(folder / f"{stem}.{file_format}.index.json", content.encode())
+        replace_file(folder / f"{stem}.{weights_format}.index.json", content.encode())

@@ -163,6 +163,11 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
         self.generation_config = release_generation_config(config)
         self.post_init()
 
+    def recompute_activations(self) -> None:
+        """Gradient checkpointing of every block, by the name that the installed transformers has for it."""
+        enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
+        enable()
+
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.lm_head

@@ -61,19 +61,24 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, vocab_size: in
     `vocab_size` counts every id, the 344 special, whitespace and byte pieces included; a corpus too small for
     it gives a smaller vocabulary. The same texts in the same order give the same file. Any text can be
     encoded: characters that the corpus lacks are spelled in bytes. Raises UserError for a vocabulary too
-    small to hold the layout, or for texts without a single character.
+    small to hold the layout, for texts without a single character, and for a folder that holds a tokenizer.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
             f"vocab_size is {vocab_size}, must be at least {MIN_VOCAB_SIZE}: {NUM_APPENDED_PIECES} special, "
             f"whitespace and byte pieces, {_NUM_LEADING_PIECES} control pieces, and some room for text."
         )
+    folder = Path(output_dir)
+    if (folder / VOCAB_FILE).exists():
+        raise UserError(
+            f"{folder} already holds a tokenizer ({VOCAB_FILE}), and a model that uses it would be lost. "
+            "Choose another folder, or remove the file first."
+        )
     lines = list(_training_lines(texts))
     if not lines:
         raise UserError("a tokenizer cannot be trained on empty texts; give some sentences of its domain.")
     model = complete_model(_put_blank_first(_train(lines, vocab_size - NUM_APPENDED_PIECES)))
 
-    folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / VOCAB_FILE, model)
     config = json.dumps(_TOKENIZER_CONFIG, indent=2, ensure_ascii=False) + "\n"

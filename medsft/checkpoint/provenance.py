@@ -16,7 +16,7 @@ class Provenance:
     """Base model, data and flags of a run, and how far it had come.
 
     prompt_template is what a question must be wrapped in to match the training data; chat reads it.
-    train_loss is the last reported one, in nats a supervised token.
+    train_loss is the last reported one, in nats a supervised token; None where no step was applied.
     """
 
     base_model: str
@@ -27,7 +27,17 @@ class Provenance:
     step: int = 0
     examples_seen: int = 0
     tokens_seen: int = 0
-    train_loss: float = float("nan")
+    train_loss: float | None = None
+
+    def origin(self) -> dict[str, Any]:
+        """What is known before the first step."""
+        return {
+            "base_model": self.base_model,
+            "data_fingerprint": self.data_fingerprint,
+            "prompt_template": self.prompt_template,
+            "flags": dict(self.flags),
+            "versions": dict(self.versions),
+        }
 
 
 def software_versions() -> dict[str, str]:

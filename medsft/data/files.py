@@ -22,6 +22,12 @@ SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".txt": "lines", ".json": "js
 # Bytes that are not UTF-8 become lone surrogates, which no valid text holds, and so are found per record.
 _DECODING = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 
+NOT_UTF8 = "not valid UTF-8"
+FROM_GBK = (
+    "A Chinese Excel writes GBK: save as CSV UTF-8 there, or convert with "
+    "iconv -f GB18030 -t UTF-8 OLD > NEW."
+)
+
 
 class BadRecord(Exception):
     """A record that cannot be used: the kind of fault, and what exactly."""
@@ -150,7 +156,7 @@ def _parse_line(line: bytes) -> object:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return BadRecord("not valid UTF-8", f"byte {error.start + 1} of the line")
+        return BadRecord(NOT_UTF8, f"byte {error.start + 1} of the line")
     except (ValueError, RecursionError) as error:
         return BadRecord("broken JSON", str(error))
 
@@ -166,6 +172,10 @@ def _is_one_object_a_line(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and not isinstance(value.get("data"), list)
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _skip_blank(text: str, at: int) -> int:
@@ -261,6 +271,8 @@ def _iter_csv(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
             header = next((row for row in reader if row), [])
         except csv.Error as error:
             raise UserError(f"The header line of {path} cannot be read: {error}.") from error
+        if any(not _is_utf8(name) for name in header):
+            raise UserError(f"The header of {path} is not UTF-8. {FROM_GBK}")
         if len(set(header)) < len(header):
             raise UserError(f"The header of {path} names a column twice: {', '.join(header)}.")
         done = 0

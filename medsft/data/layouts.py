@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from medsft.data.files import BadRecord
+from medsft.data.files import NOT_UTF8, BadRecord
 from medsft.errors import UserError
 
 Fields = tuple[str, str, tuple[tuple[str, str], ...]]
@@ -168,4 +168,4 @@ def _check_unicode(*texts: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise BadRecord("not valid UTF-8", f"character {error.start + 1} of a text") from error
+            raise BadRecord(NOT_UTF8, f"character {error.start + 1} of a text") from error

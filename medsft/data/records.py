@@ -1,5 +1,6 @@
 """Data files -> examples, and what could not be used: `file:line` and the reason."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from medsft.data.files import BadRecord, OnBytes, expand_files, iter_objects
 from medsft.data.layouts import Columns, parse_record
 from medsft.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["BadLine", "Columns", "Example", "Records", "iter_file", "read_files"]
 
@@ -52,6 +55,15 @@ class Records:
 
     examples: tuple[Example, ...]
     bad: tuple[BadLine, ...]
+
+    def usable(self) -> tuple[Example, ...]:
+        """The examples; bad lines are warned of. Raises UserError where nothing can be used."""
+        listed = "; ".join(str(line) for line in self.bad[:3])
+        if not self.examples:
+            raise UserError(f"No example can be used, {len(self.bad):,} lines are bad: {listed}. Mend them.")
+        if self.bad:
+            logger.warning("%d lines are left out: %s", len(self.bad), listed)
+        return self.examples
 
 
 def iter_file(

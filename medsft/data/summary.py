@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from medsft.data.files import FROM_GBK, NOT_UTF8
 from medsft.data.records import BadLine
 from medsft.errors import UserError
 
@@ -75,6 +76,7 @@ class Summary:
                 f"{self.num_bad:,} of {self.num_records:,} records ({share:.1%}) cannot be used, more than "
                 f"--max_bad_share {max_bad_share:g} allows: {self.describe_bad()}. Mend them, name the "
                 "columns with --prompt_column and --response_column, or raise --max_bad_share."
+                + (f" {FROM_GBK}" if NOT_UTF8 in self.bad_by_reason else "")
             )
         if not self.num_examples:
             raise UserError(

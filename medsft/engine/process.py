@@ -24,7 +24,7 @@ _LINGER_S = 5.0
 
 
 def run_process(read: Callable[[], Config], body: Callable[[Config, World], None]) -> int:
-    """Reads the settings, joins the ranks, runs `body`; returns the exit code.
+    """Reads the settings, joins the ranks, runs `body`; returns the exit code, or ends the process with it.
 
     A user's error is one paragraph on one rank and exit code 2 on all; Ctrl-C is 130 at once.
     """
@@ -50,10 +50,7 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World], None
         _leave(f"stopped: {error}", exit_codes.DIVERGED, speaks=world.is_main)
     except PeerError as error:
         _leave(f"rank {world.rank} stops: {error}", exit_codes.CRASHED, speaks=True)
-    import torch.distributed as dist
-
-    dist.destroy_process_group()
-    return exit_codes.FINISHED
+    _leave(None, exit_codes.FINISHED, speaks=False)
 
 
 def _end(message: str, code: int, speaks: bool) -> int:
@@ -75,13 +72,14 @@ def _set_up_logging(rank: str) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-def _leave(message: str, code: int, speaks: bool) -> NoReturn:
-    """Ends a rank that is connected to others.
+def _leave(message: str | None, code: int, speaks: bool) -> NoReturn:
+    """Ends a rank that is connected to others, its files closed.
 
-    Without Python's tidying up: with the process group alive, its threads may turn the exit code into an
-    abort (134), and destroying the group may wait for ranks that are gone.
+    Without Python's tidying up: the process group's threads may turn the exit code into an abort (134), and
+    destroying the group may wait for ranks that are gone.
     """
-    _end(message, code, speaks)
+    if message is not None:
+        _end(message, code, speaks)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

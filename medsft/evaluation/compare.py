@@ -64,9 +64,10 @@ def compare_models(
     `template` says otherwise. Raises `UserError` for a file without usable questions.
     """
     from medsft.data.records import Columns, read_files
-    from medsft.inference.responder import Sampling, model_folder, open_responder, trained_template
+    from medsft.inference.responder import Sampling, open_responder, trained_template
+    from medsft.run_folder import model_folder
 
-    examples = read_files([questions], Columns()).examples[:num_questions]
+    examples = read_files([questions], Columns()).usable()[:num_questions]
     if template == "auto":
         template = trained_template(model_folder(tuned))
     queries = [example.query for example in examples]
@@ -107,5 +108,5 @@ def _cell(answer: str, exact: bool, limit: int = 200) -> str:
 
     short = answer if len(answer) <= limit else answer[:limit] + "…"
     if not answer:
-        return "[red]✗[/] [dim](empty 空)[/]"
-    return f"[green]✓[/] {escape(short)}" if exact else f"[red]✗[/] {escape(short)}"
+        return "[red]×[/] [dim](empty 空)[/]"
+    return f"[green]√[/] {escape(short)}" if exact else f"[red]×[/] {escape(short)}"

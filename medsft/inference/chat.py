@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TextIO
 
+from medsft.errors import UserError
 from medsft.inference.responder import History, Responder, Sampling
 
 _LEAVE = ("exit", "quit", "q", "stop")
@@ -28,7 +29,13 @@ def _questions(source: TextIO, interactive: bool) -> Iterator[str]:
             except EOFError:
                 return
         else:
-            line = source.readline()
+            try:
+                line = source.readline()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"the questions are not in {source.encoding} ({error.reason}). Convert them, for example "
+                    "with iconv -f GBK -t UTF-8, or set PYTHONIOENCODING to what they are in."
+                ) from error
             if not line:
                 return
         if line.strip():

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -20,14 +19,17 @@ from transformers import (
 )
 
 from medsft.chatglm import ChatGLMForConditionalGeneration, ChatGLMTokenizer
+from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.weights import load_model
 from medsft.data.encode import encode_prompt
 from medsft.errors import UserError
 from medsft.inference.postprocess import postprocess, postprocess_stream
+from medsft.run_folder import model_folder
 
 History = tuple[tuple[str, str], ...]
 
 _PROVENANCE = "medsft.json"
+_NUMBER_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -165,20 +167,28 @@ def open_responder(
     fp32 on CPU and fp16 or bf16, as the weights are, on a GPU.
     """
     folder = model_folder(folder)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    number_type = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(dtype)
+    place = choose_device(device)
+    number_type = _NUMBER_TYPES.get(dtype)
     if number_type is None:
         number_type = torch.float32 if place.type == "cpu" else _stored_dtype(folder)
+    tokenizer = open_tokenizer(folder)
     model = load_model(folder, number_type, place)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     return Responder(model, tokenizer, trained_template(folder) if template == "auto" else template)
 
 
-def model_folder(folder: Path) -> Path:
-    """The folder itself, or the final model inside it when it is that of a run."""
-    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
-        return folder / "model"
-    return folder
+def choose_device(name: str) -> torch.device:
+    """The device of that name (auto: a GPU if there is one); `UserError` for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not known; give cpu, cuda, cuda:1 … or auto.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."
+        )
+    return device
 
 
 def trained_template(folder: Path) -> str:

@@ -64,6 +64,10 @@ def build_pairs(
     """
     if output.suffix != ".jsonl":
         raise UserError(f"The output {output} must end in .jsonl: it holds one JSON object a line.")
+    if any(output.exists() and output.samefile(path) for path in graph_files if Path(path).exists()):
+        raise UserError(
+            f"The output {output} is one of the graph files, which it would replace. Name another."
+        )
     templates = load_templates(templates_file)
     graph = read_graph(graph_files, max_bad_share)
     pairs = make_pairs(graph, templates, seed, kinds, num_phrasings, max_pairs)

@@ -106,12 +106,12 @@ class Figures:
         self._restart()
         return metrics
 
-    def totals(self) -> dict[str, float | int]:
-        """Examples and tokens since the start of the run, and the last reported loss."""
+    def totals(self) -> dict[str, float | int | None]:
+        """Examples and tokens since the start of the run, and the last reported loss (None: not a number)."""
         return {
             "examples_seen": self._num_examples_seen,
             "tokens_seen": self._num_tokens_seen,
-            "train_loss": self._loss,
+            "train_loss": self._loss if math.isfinite(self._loss) else None,
         }
 
 

@@ -74,7 +74,7 @@ def test_the_run_describes_itself(finished_run, toy_model):
     assert (facts["world_size"], facts["num_steps"], facts["num_examples"]) == (2, NUM_STEPS, 100)
     assert facts["flags"]["model_name_or_path"] == str(toy_model)
     assert facts["deepspeed"]["zero_optimization"]["stage"] == 3
-    assert (run / "DONE").read_text().startswith(f"{NUM_STEPS} steps")
+    assert json.loads((run / "DONE").read_text())["step"] == NUM_STEPS
 
 
 def test_the_model_folder_is_complete_sound_and_in_shards(finished_run):
@@ -147,10 +147,10 @@ def test_a_second_run_there_is_refused_then_moved_aside(finished_run, toy_model,
     flags += ["--output_dir", str(run), "--max_steps", "1", "--global_batch_size", "4"]
     refused = launch(flags, launcher="python")
     assert refused.returncode == 2
-    assert (run / "DONE").read_text().startswith(f"{NUM_STEPS} steps")
+    assert json.loads((run / "DONE").read_text())["step"] == NUM_STEPS
     again = launch([*flags, "--overwrite_output_dir", "true"], launcher="python")
     assert again.returncode == 0, again.stderr
-    assert (run / "DONE").read_text().startswith("1 steps")
+    assert json.loads((run / "DONE").read_text())["step"] == 1
     assert (run / "previous-1" / "model" / "config.json").exists()
 
 

@@ -63,8 +63,8 @@ def test_missing_yaml_names_the_file(tmp_path):
 
 
 def test_unknown_flag_suggests_the_near_one():
-    with pytest.raises(UserError, match=r"--lerning_rate.*learning_rate"):
-        parse([*REQUIRED, "--lerning_rate", "1"])
+    with pytest.raises(UserError, match=r"--lerning_rate.*learning_rate.*--do_train"):
+        parse([*REQUIRED, "--lerning_rate", "1", "--do_train"])
 
 
 def test_a_wrong_type_names_flag_and_value():

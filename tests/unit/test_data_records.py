@@ -276,3 +276,10 @@ def test_real_pairs(shared_dir):
     records = read_files([shared_dir / "data" / "med_chatglm_train.jsonl"])
     assert (len(records.examples), len(records.bad)) == (7622, 0)
     assert records.examples[-1].source.endswith("med_chatglm_train.jsonl:7622")
+
+
+def test_a_gbk_header_says_how_to_convert(tmp_path):
+    path = tmp_path / "excel.csv"
+    path.write_bytes("问题,回答\n头痛,休息\n".encode("gbk"))
+    with pytest.raises(UserError, match=r"header.*excel\.csv is not UTF-8.*GBK.*iconv"):
+        read_files([path])

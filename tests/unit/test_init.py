@@ -110,7 +110,7 @@ def test_safetensors_hold_the_same_values(tokenizer_dir, tmp_path, tied, shard_s
     settings = {"overrides": {"tie_word_embeddings": tied}, "seed": 4, "dtype": "float32"}
     write_random_model(tmp_path / "a", tokenizer_dir, **settings)
     write_random_model(
-        tmp_path / "b", tokenizer_dir, **settings, shard_size=shard_size, file_format="safetensors"
+        tmp_path / "b", tokenizer_dir, **settings, shard_size=shard_size, weights_format="safetensors"
     )
     (left, _), (right, info) = load(tmp_path / "a"), load(tmp_path / "b")
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -189,7 +189,7 @@ def test_shards_are_reported(tokenizer_dir, tmp_path):
         ({"overrides": {"vocab_size": 100}}, "vocab_size 100 is less than the tokenizer's"),
         ({"overrides": {"hidden_size": 100}}, "is not a multiple of 4 x num_attention_heads"),
         ({"dtype": "int8"}, "dtype is 'int8', must be one of float16"),
-        ({"file_format": "pt"}, "file_format is 'pt'"),
+        ({"weights_format": "pt"}, "weights_format is 'pt'"),
     ],
 )
 def test_wrong_arguments_leave_nothing_behind(tokenizer_dir, tmp_path, arguments, message):
@@ -202,7 +202,7 @@ def test_a_model_is_overwritten_only_when_told(tokenizer_dir, tmp_path):
     write_random_model(tmp_path, tokenizer_dir, shard_size="200KB")
     with pytest.raises(UserError, match=r"already holds a model \(config.json"):
         write_random_model(tmp_path, tokenizer_dir)
-    write_random_model(tmp_path, tokenizer_dir, overwrite=True, file_format="safetensors")
+    write_random_model(tmp_path, tokenizer_dir, overwrite=True, weights_format="safetensors")
     assert not list(tmp_path.glob("*.bin*"))
     load(tmp_path)
 

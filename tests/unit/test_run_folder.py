@@ -5,7 +5,7 @@ import pytest
 
 from medsft.errors import UserError
 from medsft.files import write_json
-from medsft.run_folder import RunFolder, claim
+from medsft.run_folder import RunFolder, claim, model_folder
 
 
 def test_a_new_folder_is_made_and_locked(tmp_path):
@@ -68,3 +68,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):
         claim(tmp_path / "file" / "run", overwrite=False)
+
+
+def test_the_model_of_a_run_is_found_inside_it(tmp_path):
+    assert model_folder(tmp_path) == tmp_path
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert model_folder(tmp_path) == tmp_path / "model"
+    (tmp_path / "config.json").write_text("{}")
+    assert model_folder(tmp_path) == tmp_path
+
+
+def test_json_files_hold_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())

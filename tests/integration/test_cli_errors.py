@@ -1,0 +1,96 @@
+"""Wrong input to the `medsft` commands: one paragraph, exit code 2, nothing of the user's lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY
+
+MEDSFT = str(Path(sys.executable).with_name("medsft"))
+GRAPH = REPOSITORY / "medsft" / "knowledge" / "sample.jsonl"
+
+
+def medsft(*arguments, stdin=None):
+    """Runs a command; standard input as bytes."""
+    done = subprocess.run(
+        [MEDSFT, *map(str, arguments)], input=stdin, capture_output=True, timeout=120, check=False
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def assert_refused(result, *words):
+    code, output, errors = result
+    assert code == 2, output + errors
+    assert "Traceback" not in errors
+    (told,) = [line for line in errors.splitlines() if line.startswith("medsft: error")]
+    for word in words:
+        assert word in told
+
+
+def test_a_graph_is_not_replaced_by_its_pairs(tmp_path):
+    graph = tmp_path / "图谱.jsonl"
+    shutil.copy(GRAPH, graph)
+    assert_refused(medsft("data", "build", "--graph", graph, "--output", graph), "图谱.jsonl", "Name another")
+    assert graph.read_bytes() == GRAPH.read_bytes()
+
+
+def test_a_tokenizer_is_not_replaced(toy_model, instruction_file):
+    before = (toy_model / "ice_text.model").read_bytes()
+    result = medsft("tokenizer", "--train_file", instruction_file, "--output_dir", toy_model)
+    assert_refused(result, "already holds a tokenizer", "ice_text.model")
+    assert (toy_model / "ice_text.model").read_bytes() == before
+
+
+def test_init_without_a_tokenizer_says_so_at_once(tmp_path):
+    result = medsft("init", "--tokenizer", tmp_path / "无", "--output_dir", tmp_path / "new")
+    assert_refused(result, "ice_text.model", "无")
+
+
+def test_init_does_not_write_over_a_model(toy_model):
+    result = medsft("init", "--tokenizer", toy_model, "--output_dir", toy_model)
+    assert_refused(result, "already holds a model", "Choose another folder")
+
+
+def test_an_unknown_preset_lists_those_there_are(toy_model, tmp_path):
+    result = medsft("init", "--tokenizer", toy_model, "--output_dir", tmp_path / "x", "--preset", "7b")
+    assert_refused(result, "7b", "6b", "toy")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there(device, toy_model):
+    assert_refused(medsft("chat", "--model", toy_model, "--device", device), device, "cpu")
+
+
+def test_questions_in_another_encoding(toy_model):
+    result = medsft("chat", "--model", toy_model, stdin="头痛怎么办？\n".encode("gbk"))
+    assert_refused(result, "iconv")
+
+
+def test_a_question_file_without_a_usable_line(toy_model, tmp_path):
+    bad = tmp_path / "坏.jsonl"
+    bad.write_text('{"a": 1}\n', encoding="utf-8")
+    result = medsft("compare", "--base", toy_model, "--tuned", toy_model, "--questions", bad)
+    assert_refused(result, "坏.jsonl:1")
+
+
+def test_the_table_can_be_printed_in_gbk(toy_model, instruction_file, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "gbk")
+    arguments = ["--base", toy_model, "--tuned", toy_model, "--questions", instruction_file]
+    done = subprocess.run(
+        [MEDSFT, "compare", *map(str, arguments), "--num_questions", "1", "--max_new_tokens", "4"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "训练前后" in done.stdout.decode("gbk")
+
+
+def test_a_damaged_provenance_is_named(toy_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(toy_model, model)
+    (model / "medsft.json").write_text(json.dumps({"format": 1}))
+    assert_refused(medsft("chat", "--model", model), "medsft.json", "--prompt_template")
