@@ -1,9 +1,9 @@
 # Everything runs in .venv; `make demo` and `make test` install what they need first.
 
 VENV := .venv
-# The first of these that is Python 3.11 or newer makes the environment; PYTHON=... on the command line wins.
+# The first of these that is Python 3.11 or 3.12 makes the environment; PYTHON=... on the command line wins.
 PYTHON := $(firstword $(foreach name,python3 python3.12 python3.11,$(shell \
-	$(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+	$(name) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(name)")' 2>/dev/null)))
 TORCH := torch==2.13.0
 RUNS := demo_output
 INSTALLED := $(VENV)/.installed
@@ -18,7 +18,7 @@ help: ## Show this list.
 install: $(INSTALLED) ## Make .venv with the tested versions (once).
 
 $(INSTALLED): setup.py constraints.txt
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.12 install" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found; name one: make PYTHON=/path/to/python3.12 install" >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt $(TORCH)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[test]'

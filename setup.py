@@ -28,7 +28,7 @@ setup(
     description="Full-parameter fine-tuning of ChatGLM-6B on medical instructions, with DeepSpeed ZeRO-3.",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.13",
     # ds_configs holds JSON files only; it stands beside medsft in the repository and once installed.
     packages=[*find_packages(include=["launcher", "launcher.*", "medsft", "medsft.*"]), "ds_configs"],
     package_data={"medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja"], "ds_configs": ["*.json", "*.md"]},

@@ -61,11 +61,11 @@ def work(folder: Path) -> None:
     from medsft.chatglm import ChatGLMForConditionalGeneration
     from medsft.chatglm.base import open_base_model
     from medsft.checkpoint.export import export_model
-    from medsft.checkpoint.provenance import Provenance, software_versions
     from medsft.config import parse
     from medsft.engine import deepspeed_config
     from medsft.engine.distributed import complete_environment, start
     from medsft.engine.zero import build_partitioned, load_slices
+    from medsft.provenance import Provenance, software_versions
 
     complete_environment(os.environ)
     world = start(timeout_min=10)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from medsft.checkpoint.provenance import software_versions
+from medsft.provenance import software_versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

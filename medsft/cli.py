@@ -88,13 +88,14 @@ def chat(
     from medsft.inference.chat import chat as converse
     from medsft.inference.responder import Sampling, open_responder, seed_everything
 
+    sys.stdin.reconfigure(errors="strict")  # a wrong encoding shall be told, not passed on to the model
     if sys.stdin.isatty():
         typer.echo(f"loading {model} …", err=True)
     responder = open_responder(model, prompt_template.value, dtype.value, device)
     seed_everything(seed)
     keep = responder.template != "med-chatglm" if history is None else history
     longest = max_new_tokens or min(512, responder.model.config.max_sequence_length // 2)
-    converse(responder, Sampling(longest, greedy, top_p, temperature), keep)
+    converse(responder, Sampling(longest, greedy, top_p, temperature), keep, sys.stdin)
 
 
 @app.command()
@@ -164,17 +165,23 @@ def init(
     ] = "bin",
 ) -> None:
     """Write a randomly initialised ChatGLM in the released layout."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     from medsft.chatglm.init import write_random_model
 
-    write_random_model(
-        output_dir,
-        tokenizer,
-        preset=preset,
-        seed=seed,
-        dtype=dtype,
-        shard_size=max_shard_size,
-        weights_format=weights_format,
-    )
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("writing random weights", total=None)
+        write_random_model(
+            output_dir,
+            tokenizer,
+            preset=preset,
+            seed=seed,
+            dtype=dtype,
+            shard_size=max_shard_size,
+            weights_format=weights_format,
+            on_shard=lambda done, total: bar.update(task, completed=done, total=total),
+        )
     typer.echo(f"{preset} model: {output_dir}")
 
 

@@ -170,7 +170,9 @@ def parse(arguments: Sequence[str]) -> Config:
     known, _ = parser.parse_known_args(arguments)
     if known.config is not None:
         arguments = _yaml_arguments(Path(known.config)) + arguments
-    *groups, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    *groups, _, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
     strangers = [_with_guess(item) for item in unknown if item.startswith("-")] or unknown
     if strangers:
         raise UserError(

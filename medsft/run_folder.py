@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from medsft.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,38 +63,53 @@ def model_folder(folder: Path) -> Path:
 _OF_A_RUN = ("run.json", "metrics.jsonl", "tensorboard", "model", "snapshots", "DONE")
 
 
-def claim(path: Path, overwrite: bool) -> FileLock:
+def claim(path: Path, overwrite: bool) -> FileLock | None:
     """Takes the folder for this run, or raises `UserError`. Called by rank 0 only.
 
-    A folder that holds a run is refused, or, with `overwrite`, what the run left is moved to `previous-N`.
-    The returned lock is held until released or until the process ends; a dead job leaves none behind.
+    A folder that holds a run is refused unless `overwrite` is true; `move_aside` then makes room. The lock is
+    held until released or until the process ends, so a dead job leaves none behind. None where the file
+    system has no locks.
     """
+    lock = FileLock(path / ".lock")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock")
         lock.acquire(blocking=False)
     except Timeout as error:
         raise UserError(
             f"--output_dir {path} is in use by another run (its process holds {path / '.lock'}). Wait for "
             "it, or give another folder."
         ) from error
+    except NotImplementedError:
+        logger.warning("%s has no file locks; nothing keeps a second run out of it", path)
+        lock = None
     except OSError as error:
         raise UserError(
             f"--output_dir {path} cannot be written ({error.strerror}). Give another folder."
         ) from error
-    left = [path / name for name in _OF_A_RUN if (path / name).exists()]
+    left = _left_by_a_run(path)
     if left and not overwrite:
-        lock.release()
+        if lock is not None:
+            lock.release()
         raise UserError(
             f"--output_dir {path} already holds a run ({', '.join(item.name for item in left)}). Give "
             "another folder, or --overwrite_output_dir true to start over there; the old run is moved to "
             "previous-N."
         )
-    if left:
-        number = 1 + sum(1 for _ in path.glob("previous-*"))
-        while (aside := path / f"previous-{number}").exists():
-            number += 1
-        aside.mkdir()
-        for item in left:
-            item.rename(aside / item.name)
     return lock
+
+
+def move_aside(path: Path) -> None:
+    """Moves what an earlier run left to `previous-N`, the next number."""
+    left = _left_by_a_run(path)
+    if not left:
+        return
+    number = 1 + sum(1 for _ in path.glob("previous-*"))
+    while (aside := path / f"previous-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for item in left:
+        item.rename(aside / item.name)
+
+
+def _left_by_a_run(path: Path) -> list[Path]:
+    return [path / name for name in _OF_A_RUN if (path / name).exists()]

@@ -27,7 +27,6 @@ from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.base import BaseModel, open_base_model
 from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.export import export_model
-from medsft.checkpoint.provenance import Provenance, software_versions
 from medsft.config import Config, parse
 from medsft.data.cache import load_or_build
 from medsft.data.dataset import EncodedDataset
@@ -39,7 +38,7 @@ from medsft.data.progress import terminal_progress
 from medsft.data.records import Columns
 from medsft.engine import deepspeed_config
 from medsft.engine.deepspeed_config import Batch
-from medsft.engine.distributed import World, sum_over_ranks, together
+from medsft.engine.distributed import World, agree, sum_over_ranks, together
 from medsft.engine.optimizer import build_optimizer
 from medsft.engine.process import run_process
 from medsft.engine.schedule import Schedule, warmup_steps
@@ -50,7 +49,8 @@ from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
 from medsft.monitor.metrics import Figures
 from medsft.monitor.reporter import Reporter, open_reporter
-from medsft.run_folder import RunFolder, claim, model_folder
+from medsft.provenance import Provenance, software_versions
+from medsft.run_folder import RunFolder, claim, model_folder, move_aside
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -69,11 +69,13 @@ def run(config: Config, world: World) -> None:
     batch, ds_config = settle_settings(config, world)
     base = open_base(config, world)
     data, validation_data = encode_data(config, base, folder, world)
+    logger.info("first example, %s\n%s", data.source(0), describe_example(data[0], base.tokenizer))
     plan = plan_steps(config, data, batch, world)
+    compare_ranks(config, data, validation_data, plan, ds_config, world)
     engine = start_model(config, base, ds_config, world)
     provenance = describe_run(config, base, data, plan, folder, ds_config, world)
     reporter = open_reporter(folder.metrics, folder.tensorboard, plan.num_steps, speaks=world.is_main)
-    show_first_example(data, base, reporter)
+    reporter.text("first example", describe_example(data[0], base.tokenizer))
 
     schedule = learning_rate(config, plan)
     step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
@@ -86,16 +88,16 @@ def run(config: Config, world: World) -> None:
             is_last = done == plan.num_steps
             if is_last or done % config.run.logging_steps == 0:
                 epoch = plan.epochs_done(info.step)
-                metrics = figures.report(done, epoch, schedule(info.step), result.grad_norm, step.num_skipped)
-                reporter.train(metrics)
-            if validation_data is not None and (is_last or is_evaluation_due(config, plan, info.step)):
-                size = config.run.per_device_eval_batch_size
-                reporter.validation(
-                    done, validation_loss(engine, validation_data, size, base.pad_token_id, world)
-                )
-            if not is_last and is_snapshot_due(config, plan, info.step):
-                so_far = replace(provenance, step=done, **figures.totals())
-                save_model(config, engine, base, so_far, folder.snapshot(done), world)
+                rate = schedule(info.step)
+                reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.num_skipped))
+            with figures.paused():
+                if validation_data is not None and (is_last or is_evaluation_due(config, plan, info.step)):
+                    size = config.run.per_device_eval_batch_size
+                    loss = validation_loss(engine, validation_data, size, base.pad_token_id, world)
+                    reporter.validation(done, loss)
+                if not is_last and is_snapshot_due(config, plan, info.step):
+                    so_far = replace(provenance, step=done, **figures.totals())
+                    save_model(config, engine, base, so_far, folder.snapshot(done), world)
 
     provenance = replace(provenance, step=plan.num_steps, **figures.totals())
     save_model(config, engine, base, provenance, folder.model, world)
@@ -202,6 +204,29 @@ def plan_steps(config: Config, data: EncodedDataset, batch: Batch, world: World)
     return plan
 
 
+def compare_ranks(
+    config: Config,
+    data: EncodedDataset,
+    validation_data: EncodedDataset | None,
+    plan: StepPlan,
+    ds_config: dict[str, Any],
+    world: World,
+) -> None:
+    """Hosts without a shared file system may hold other files or versions: better to hear of it now."""
+    own = {"local_rank", "output_dir", "data_cache_dir"}
+    agree(
+        world,
+        {
+            "the training data's fingerprint": data.fingerprint,
+            "the validation data's fingerprint": validation_data and validation_data.fingerprint,
+            "the step plan": plan,
+            "the DeepSpeed configuration": ds_config,
+            "the command line": {name: value for name, value in config.flags().items() if name not in own},
+            "the software": software_versions(),
+        },
+    )
+
+
 def most_tokens(config: Config) -> int:
     """Tokens that fit one packed micro-batch."""
     longest = config.data.max_source_length + config.data.max_target_length
@@ -212,14 +237,14 @@ def start_model(config: Config, base: BaseModel, ds_config: dict[str, Any], worl
     """The model cut into slices, each rank's read from the files, with its optimiser inside DeepSpeed."""
     flags = config.optimization
     dtype = deepspeed_config.compute_dtype(ds_config)
+    # Building and starting are collectives, so they stand outside `together`, which shares out faults.
+    model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
+    with together(world), terminal_progress("reading weights") as progress:
+        load_slices(model, base.weights, world, progress if world.is_main else None)
+    logger.info("weights read on this rank: %.1f MB, computing in %s", base.weights.bytes_read / 1e6, dtype)
+    if config.model.gradient_checkpointing:
+        model.recompute_activations()
     with together(world):
-        model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
-        load_slices(model, base.weights, world)
-        logger.info(
-            "read %.1f MB of weights on this rank, computing in %s", base.weights.bytes_read / 1e6, dtype
-        )
-        if config.model.gradient_checkpointing:
-            model.recompute_activations()
         optimizer = build_optimizer(
             model,
             ds_config,
@@ -229,7 +254,7 @@ def start_model(config: Config, base: BaseModel, ds_config: dict[str, Any], worl
             epsilon=flags.adam_epsilon,
             weight_decay=flags.weight_decay,
         )
-        return start_engine(model, optimizer, ds_config)
+    return start_engine(model, optimizer, ds_config)
 
 
 def describe_run(
@@ -251,6 +276,7 @@ def describe_run(
     )
     with together(world):
         if world.is_main:
+            move_aside(folder.path)
             facts = {
                 "world_size": world.size,
                 "num_steps": plan.num_steps,
@@ -260,12 +286,6 @@ def describe_run(
             }
             write_json(folder.description, {**provenance.origin(), **facts})
     return provenance
-
-
-def show_first_example(data: EncodedDataset, base: BaseModel, reporter: Reporter) -> None:
-    """Most failed fine-tunings supervise the wrong tokens; one look tells."""
-    text = describe_example(data[0], base.tokenizer)
-    reporter.text("first example", f"{data.source(0)}\n{text}")
 
 
 def learning_rate(config: Config, plan: StepPlan) -> Schedule:
@@ -329,15 +349,17 @@ def save_model(
     world: World,
 ) -> None:
     """A model folder, complete when it appears."""
-    export_model(
-        engine.module,
-        base.config,
-        base.tokenizer,
-        provenance,
-        folder,
-        max_shard_bytes=parse_size(config.run.max_shard_size),
-        world=world,
-    )
+    with terminal_progress("writing the model") as progress:
+        export_model(
+            engine.module,
+            base.config,
+            base.tokenizer,
+            provenance,
+            folder,
+            max_shard_bytes=parse_size(config.run.max_shard_size),
+            world=world,
+            progress=progress,
+        )
     logger.info("model written to %s", folder)
 
 

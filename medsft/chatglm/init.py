@@ -20,6 +20,8 @@ from medsft.chatglm.generation import release_generation_config
 from medsft.chatglm.initialization import fill_parameter
 from medsft.chatglm.rotary import inverse_frequencies
 from medsft.chatglm.tokenization import ChatGLMTokenizer
+from medsft.chatglm.weights.load import parse_dtype
+from medsft.chatglm.weights.release import RELEASES
 from medsft.chatglm.weights.writer import parse_size
 from medsft.errors import UserError
 from medsft.files import replace_file, replacing
@@ -40,11 +42,9 @@ PRESETS: dict[str, dict[str, int]] = {
     "6b": {"hidden_size": 4096, "num_layers": 28, "num_attention_heads": 32, "inner_hidden_size": 16384},
 }
 
-# Rows of the released embeddings; other vocabularies are padded up to a multiple of _ROW_MULTIPLE.
-_RELEASED_ROWS = {"v1.1": 130528, "v0.1": 150528}
+# Vocabularies other than the released are padded up to a multiple of this many rows.
 _ROW_MULTIPLE = 64
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DEFAULT_SHARD_SIZE = "2GB"
 
 
@@ -75,7 +75,8 @@ def count_parameters(config: ChatGLMConfig) -> int:
 def padded_vocab_rows(tokenizer: ChatGLMTokenizer) -> int:
     """Embedding rows for a tokenizer: as released, or the next multiple of 64."""
     rows = -(-tokenizer.vocab_size // _ROW_MULTIPLE) * _ROW_MULTIPLE
-    return _RELEASED_ROWS.get(tokenizer.release, rows)
+    released = RELEASES.get(tokenizer.release)
+    return released.num_rows if released else rows
 
 
 def make_config(
@@ -199,19 +200,18 @@ def write_random_model(
     called after each shard. Raises UserError for bad arguments, and for a folder that already holds a model
     unless `overwrite` is true.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}, must be one of {', '.join(DTYPES)}.")
+    stored = parse_dtype(dtype)
     if weights_format not in ("bin", "safetensors"):
         raise UserError(f"weights_format is {weights_format!r}, must be bin or safetensors.")
     max_shard_bytes = parse_size(shard_size)
     tokenizer = open_tokenizer(Path(tokenizer_dir))
     config = make_config(tokenizer, preset, overrides)
-    config.dtype = DTYPES[dtype]
+    config.dtype = stored
     config.architectures = ["ChatGLMModel"]  # what the release says
     folder = Path(output_dir)
     _make_room(folder, overwrite)
 
-    tensors = release_tensors(config, DTYPES[dtype])
+    tensors = release_tensors(config, stored)
     if weights_format == "safetensors":
         tensors = [tensor for tensor in tensors if not _left_out_of_safetensors(tensor.name, config)]
     _write_shards(folder, plan_shards(tensors, max_shard_bytes), config, seed, weights_format, on_shard)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMTokenizer
 from medsft.chatglm.generation import release_generation_config
 from medsft.chatglm.weights import ShardWriter
 from medsft.checkpoint.model_card import model_card
-from medsft.checkpoint.provenance import Provenance
 from medsft.engine.distributed import World, together
 from medsft.engine.zero import gathered
-from medsft.files import sync, write_json, write_text
+from medsft.errors import UserError
+from medsft.files import sync, write_text
+from medsft.provenance import Provenance, write_provenance
+
+# A full disk is an OSError from Python, but comes under these names from safetensors and torch.
+_WRITE_FAULTS = (OSError, RuntimeError, SafetensorError)
 
 
 def export_model(
@@ -27,11 +32,13 @@ def export_model(
     folder: Path,
     max_shard_bytes: int,
     world: World,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes `folder` with safetensors shards, config, tokenizer, generation config and model card.
 
     A collective. Rank 0 writes, holding one shard and one parameter at a time; the other ranks hold one
-    parameter. Tied weights are stored once. The folder appears under its name only when all of it is on
+    parameter. Tied weights are stored once. `progress` is called on rank 0 with the bytes gathered and those
+    in all. The folder appears under its name only when all of it is on
     disk.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -42,19 +49,37 @@ def export_model(
                 shutil.rmtree(temporary)
             temporary.mkdir(parents=True)
             writer = ShardWriter(temporary, max_shard_bytes)
+    num_bytes = sum(param.ds_numel * param.element_size() for param in model.parameters())
+    failure: Exception | None = None
     dtype = torch.float32
-    with together(world):
-        for name, tensor in gathered(model, world):
-            if writer is not None and tensor is not None:
-                writer.add(name, tensor)
-                dtype = tensor.dtype
+    num_written = 0
+    for name, tensor in gathered(model, world):
+        if progress is not None and tensor is not None:
+            num_written += tensor.nbytes
+            progress(num_written, num_bytes)
+        if writer is None or tensor is None or failure is not None:
+            continue  # gathering is a collective: a rank that cannot write must go through it all the same
+        try:
+            writer.add(name, tensor)
+            dtype = tensor.dtype
+        except _WRITE_FAULTS as error:
+            failure = error
     with together(world):
         if writer is not None:
-            writer.finish()
-            _write_companions(temporary, config, tokenizer, dtype, provenance)
-            sync(temporary)
-            temporary.replace(folder)
-            sync(folder.parent)
+            try:
+                if failure is not None:
+                    raise failure
+                writer.finish()
+                _write_companions(temporary, config, tokenizer, dtype, provenance)
+                sync(temporary)
+                temporary.replace(folder)
+                sync(folder.parent)
+            except _WRITE_FAULTS as error:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise UserError(
+                    f"the model cannot be written to {folder} ({error}). Make room there or give another "
+                    "--output_dir."
+                ) from error
 
 
 def _write_companions(
@@ -68,5 +93,5 @@ def _write_companions(
     settings.save_pretrained(folder)
     release_generation_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_json(folder / "medsft.json", {"format": 1, **asdict(provenance)})
+    write_provenance(folder, provenance)
     write_text(folder / "README.md", model_card(provenance))

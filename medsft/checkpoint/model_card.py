@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from medsft.checkpoint.provenance import Provenance
+from medsft.provenance import Provenance
 
 
 def model_card(provenance: Provenance) -> str:

@@ -43,11 +43,6 @@ class StepInfo:
     num_targets: int
     num_slots: int
 
-    @property
-    def packing_efficiency(self) -> float:
-        """Useful tokens / slots."""
-        return self.num_tokens / self.num_slots
-
 
 @dataclass(frozen=True)
 class _Failure:
@@ -88,7 +83,7 @@ class StepBatches:
         packed: bool = True,
         start_step: int = 0,
         end_step: int | None = None,
-        depth: int = 4,
+        depth: int = 2,
         pin_memory: bool = False,
     ) -> None:
         self._dataset = dataset

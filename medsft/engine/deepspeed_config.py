@@ -76,7 +76,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def default_path(device: torch.device) -> Path:
     """The JSON used without `--deepspeed`."""
-    name = "zero3.json" if device.type == "cuda" else "zero3_cpu.json"
+    name = "zero3_cpu.json"
+    if device.type == "cuda":
+        name = "zero3.json" if has_bf16(device) else "zero3_fp16.json"
     return Path(__file__).resolve().parents[2] / "ds_configs" / name
 
 
@@ -94,12 +96,15 @@ def settle(
     """
     max_grad_norm = flags["max_grad_norm"]
     settled = json.loads(json.dumps(values))
-    faults: list[str] = []
+    faults = _shape_faults(settled)
+    if faults:
+        raise UserError(f"--deepspeed {source} does not fit: " + "; ".join(faults) + ".")
     _settle_batch(settled, batch, faults)
     _settle_scalar(settled, "gradient_clipping", "--max_grad_norm", max_grad_norm, faults)
     _settle_optimizer(settled, flags, faults)
     _settle_zero(settled, faults)
     _settle_precision(settled, device, faults)
+    _settle_accumulation(settled, faults)
     faults += [f'{path} is "auto", which has no flag to take it from' for path in _autos(settled)]
     if faults:
         raise UserError(f"--deepspeed {source} does not fit: " + "; ".join(faults) + ".")
@@ -108,6 +113,24 @@ def settle(
         train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=max_grad_norm
     )
     return settled
+
+
+def _shape_faults(values: Mapping[str, Any]) -> list[str]:
+    """Blocks that are not blocks, and a betas that is not a pair."""
+    faults = [
+        f"{name} is {json.dumps(values[name])}, but must be an object {{…}}"
+        for name in ("zero_optimization", "bf16", "fp16", "optimizer", "scheduler", "data_types")
+        if name in values and not isinstance(values[name], dict)
+    ]
+    for name in ("optimizer", "scheduler"):
+        params = (values.get(name) or {}).get("params", {}) if not faults else {}
+        if not isinstance(params, dict):
+            faults.append(f"{name}.params is {json.dumps(params)}, but must be an object {{…}}")
+        elif name == "optimizer" and params.get("betas", "auto") != "auto":
+            betas = params["betas"]
+            if not isinstance(betas, list) or len(betas) != 2:
+                faults.append(f"optimizer.params.betas is {json.dumps(betas)}, but must be two numbers")
+    return faults
 
 
 def _settle_batch(settled: dict[str, Any], batch: Batch, faults: list[str]) -> None:
@@ -165,17 +188,41 @@ def _settle_zero(settled: dict[str, Any], faults: list[str]) -> None:
     for key, value in _AUTO_ZERO.items():
         if zero.get(key) == "auto":
             zero[key] = value
+    faults += _zero_faults(zero)
+    if any(fault.startswith("zero_optimization.offload") for fault in faults):
+        return
     if (zero.get("offload_param") or {}).get("device") == "nvme":
         faults.append(
             'zero_optimization.offload_param.device is "nvme"; use "cpu" (optimizer states may be on NVMe)'
         )
 
 
+def _zero_faults(zero: Mapping[str, Any]) -> list[str]:
+    """What DeepSpeed's own description of the block refuses: unknown names, wrong types."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**{name: value for name, value in zero.items() if value != "auto"})
+    except ValidationError as error:
+        return [
+            f"zero_optimization.{'.'.join(map(str, fault['loc']))} is {json.dumps(fault['input'])}: "
+            f"{fault['msg'].lower()}"
+            for fault in error.errors()
+        ]
+    return []
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself; torch would also count GPUs that only emulate it."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _settle_precision(settled: dict[str, Any], device: torch.device, faults: list[str]) -> None:
     fp16 = settled.setdefault("fp16", {"enabled": False})
     bf16 = settled.setdefault("bf16", {"enabled": False})
     if bf16.get("enabled") == "auto":
-        bf16["enabled"] = device.type == "cpu" or torch.cuda.is_bf16_supported()
+        bf16["enabled"] = has_bf16(device)
     if fp16.get("enabled") == "auto":
         fp16["enabled"] = not bf16["enabled"]
     if fp16.get("enabled") and bf16.get("enabled"):
@@ -184,7 +231,7 @@ def _settle_precision(settled: dict[str, Any], device: torch.device, faults: lis
         faults.append(
             "fp16.enabled is true but DeepSpeed has no fp16 training on CPU (use ds_configs/zero3_cpu.json)"
         )
-    if bf16.get("enabled") and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if bf16.get("enabled") and not has_bf16(device):
         faults.append(
             f"bf16.enabled is true but {torch.cuda.get_device_name()} has no bf16 "
             "(use ds_configs/zero3_fp16.json)"
@@ -198,6 +245,15 @@ def _autos(value: Any, path: str = "") -> list[str]:
             found for key, item in value.items() for found in _autos(item, f"{path}.{key}" if path else key)
         ]
     return [path] if value == "auto" else []
+
+
+def _settle_accumulation(settled: dict[str, Any], faults: list[str]) -> None:
+    """Gradients add up in fp32, or the number of micro-batches would show in the loss curve."""
+    types = settled.setdefault("data_types", {})
+    stated = types.setdefault("grad_accum_dtype", "fp32")
+    if stated not in ("fp32", None):
+        faults.append(f'data_types.grad_accum_dtype is "{stated}", but gradients are added up in "fp32" here')
+    types["grad_accum_dtype"] = "fp32"
 
 
 def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -105,6 +106,8 @@ def start(timeout_min: int) -> World:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = int(os.environ["LOCAL_RANK"])
     if get_accelerator().device_name() == "cuda":
+        if torch.cuda.device_count() == 1:
+            local_rank = 0  # Slurm may show each process one GPU, which is then number 0
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"rank {os.environ['RANK']} is number {local_rank} on this host, which shows "
@@ -124,7 +127,8 @@ def together(world: World) -> Iterator[None]:
 
     A `UserError` on any rank becomes an `AgreedError` on all, with the words of the lowest such rank. Any
     other exception is raised where it happened and as `PeerError` elsewhere. Without this, the others would
-    wait in their next collective until its timeout.
+    wait in their next collective until its timeout. The block itself must hold no collective: a rank that
+    fails before it would leave the others waiting there.
     """
     failure: Exception | None = None
     try:
@@ -143,6 +147,23 @@ def together(world: World) -> Iterator[None]:
     if crashed:
         raise PeerError(f"rank {crashed[0][0]} failed: {crashed[0][1]}") from failure
     raise AgreedError(failed[0][1][1]) from failure
+
+
+def agree(world: World, facts: Mapping[str, Any]) -> None:
+    """Raises `AgreedError` on every rank when a fact differs between two of them, naming rank and values.
+
+    Ranks that hold different data or settings would train on a mixture, or wait for each other for ever.
+    A collective.
+    """
+    everyone: list[Mapping[str, Any]] = [{}] * world.size
+    dist.all_gather_object(everyone, dict(facts))
+    for rank, theirs in enumerate(everyone):
+        for name, value in everyone[0].items():
+            if theirs.get(name) != value:
+                raise AgreedError(
+                    f"{name} differs between hosts: rank 0 has {value}, rank {rank} has {theirs.get(name)}. "
+                    "Give every host the same files, settings and packages, best on a shared file system."
+                )
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,6 +51,8 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World], None
         _leave(f"stopped: {error}", exit_codes.DIVERGED, speaks=world.is_main)
     except PeerError as error:
         _leave(f"rank {world.rank} stops: {error}", exit_codes.CRASHED, speaks=True)
+    except Exception:
+        _leave(f"rank {world.rank} crashed:\n{traceback.format_exc()}", exit_codes.CRASHED, speaks=True)
     _leave(None, exit_codes.FINISHED, speaks=False)
 
 

@@ -66,7 +66,7 @@ class TrainStep:
         last = len(micro_batches) - 1
         for number, micro_batch in enumerate(micro_batches):
             engine.set_gradient_accumulation_boundary(number == last)
-            inputs = micro_batch.to(self._world.device).model_inputs()
+            inputs = micro_batch.to(self._world.device, non_blocking=True).model_inputs()
             loss = engine(**inputs, num_items_in_batch=num_targets, use_cache=False).loss
             engine.backward(loss * self._world.size, scale_wrt_gas=False)
             loss_sum += loss.detach() * num_targets
@@ -80,6 +80,8 @@ class TrainStep:
             self._nonfinite_in_a_row = 0
             return
         self.num_skipped += 1
+        if self._engine.dynamic_loss_scale() and self._engine.optimizer.loss_scale > 1:
+            return  # fp16: the scale begins far too high and halves at each overflow, which is no divergence
         self._nonfinite_in_a_row += 1
         if self._nonfinite_in_a_row >= self._max_nonfinite_steps:
             raise DivergedError(

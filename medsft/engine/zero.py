@@ -40,18 +40,26 @@ def build_partitioned(build: Callable[[], nn.Module], ds_config: dict[str, Any])
 
 
 @torch.no_grad()
-def load_slices(model: nn.Module, source: FlatSource, world: World) -> None:
+def load_slices(
+    model: nn.Module, source: FlatSource, world: World, progress: Callable[[int, int], None] | None = None
+) -> None:
     """Fills this rank's slice of every parameter from files, casting to the parameter's type.
 
     Nothing is gathered or sent: each rank reads about 1/world_size of the bytes. The padding at the end of
-    a slice is set to zero, which DeepSpeed leaves uninitialised.
+    a slice is set to zero, which DeepSpeed leaves uninitialised. `progress` is called with the bytes done
+    and those in all.
     """
+    num_bytes = sum(param.ds_tensor.nbytes for param in model.parameters())
+    num_done = 0
     for name, param in model.named_parameters():
         local = param.ds_tensor
         start = min(world.rank * local.ds_numel, param.ds_numel)
         end = min(start + local.ds_numel, param.ds_numel)
         local[: end - start].copy_(source.read_range(name, start, end))
         local[end - start :].zero_()
+        num_done += local.nbytes
+        if progress is not None:
+            progress(num_done, num_bytes)
 
 
 @torch.no_grad()

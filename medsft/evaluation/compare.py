@@ -64,13 +64,14 @@ def compare_models(
     `template` says otherwise. Raises `UserError` for a file without usable questions.
     """
     from medsft.data.records import Columns, read_files
-    from medsft.inference.responder import Sampling, open_responder, trained_template
+    from medsft.inference.responder import Sampling, open_responder
+    from medsft.provenance import trained_template
     from medsft.run_folder import model_folder
 
     examples = read_files([questions], Columns()).usable()[:num_questions]
     if template == "auto":
         template = trained_template(model_folder(tuned))
-    queries = [example.query for example in examples]
+    queries = [(example.query, example.history) for example in examples]
     sampling = Sampling(max_new_tokens=max_new_tokens, greedy=True)
     answers = {}
     for folder in (base, tuned):

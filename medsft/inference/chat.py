@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TextIO
@@ -23,21 +24,17 @@ _GREETING = (
 def _questions(source: TextIO, interactive: bool) -> Iterator[str]:
     """Lines without their end; blank ones are passed over. Ends at the end of input."""
     while True:
-        if interactive:
-            try:
-                line = input("\n问：")
-            except EOFError:
-                return
-        else:
-            try:
-                line = source.readline()
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"the questions are not in {source.encoding} ({error.reason}). Convert them, for example "
-                    "with iconv -f GBK -t UTF-8, or set PYTHONIOENCODING to what they are in."
-                ) from error
-            if not line:
-                return
+        try:
+            line = input("\n问：") if interactive else source.readline()
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"the questions are not in {source.encoding} ({error.reason}). Convert them, for example "
+                "with iconv -f GBK -t UTF-8, or set PYTHONIOENCODING to what they are in."
+            ) from error
+        if not line and not interactive:
+            return
         if line.strip():
             yield line.strip()
 
@@ -46,8 +43,7 @@ def chat(
     responder: Responder,
     sampling: Sampling,
     keep_history: bool,
-    source: TextIO = sys.stdin,
-    write: Callable[[str], None] | None = None,
+    source: TextIO,
 ) -> None:
     """Answers line after line until `exit` or the end of input.
 
@@ -60,11 +56,8 @@ def chat(
         _enable_line_editing()
 
     def show(text: str) -> None:
-        if write is not None:
-            write(text)
-        else:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
     if interactive:
         show(_GREETING + "\n")
@@ -94,11 +87,16 @@ def _answer(
         with closing(responder.stream(question, history, sampling)) as pieces:
             for piece in pieces:
                 answer += piece
-                show(piece)
+                show(_without_control_characters(piece))
     except KeyboardInterrupt:
         show("… (stopped 已中断)")
         return None
     return answer
+
+
+def _without_control_characters(text: str) -> str:
+    """A model can write anything, also what would reprogram a terminal."""
+    return "".join(item for item in text if item in "\n\t" or unicodedata.category(item) != "Cc")
 
 
 def _enable_line_editing() -> None:

@@ -23,7 +23,7 @@ def postprocess(text: str) -> str:
     return _BESIDE_CHINESE.sub(lambda found: _FULL_WIDTH[found.group()], text)
 
 
-def _is_settled(text: str) -> int:
+def _settled_length(text: str) -> int:
     """Length of the beginning of `text` that no later character can change."""
     end = len(text.rstrip())
     for size in range(min(len(_DATE[0]) - 1, end), 0, -1):
@@ -37,7 +37,7 @@ def postprocess_stream(pieces: Iterable[str]) -> Iterator[str]:
     raw, shown = "", 0
     for piece in pieces:
         raw += piece
-        ready = postprocess(raw[: _is_settled(raw)])
+        ready = postprocess(raw[: _settled_length(raw)])
         # What stands behind the cut decides about the punctuation before it, never about less than that.
         if len(ready) > shown:
             yield ready[shown:]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from transformers import (
     GenerationConfig,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextIteratorStreamer,
     set_seed,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from medsft.chatglm import ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from medsft.chatglm.base import open_tokenizer
@@ -24,12 +25,12 @@ from medsft.chatglm.weights import load_model
 from medsft.data.encode import encode_prompt
 from medsft.errors import UserError
 from medsft.inference.postprocess import postprocess, postprocess_stream
+from medsft.provenance import trained_template
 from medsft.run_folder import model_folder
 
 History = tuple[tuple[str, str], ...]
 
-_PROVENANCE = "medsft.json"
-_NUMBER_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,26 @@ class _Stop(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.asked.is_set(), device=input_ids.device)
 
 
+class _TokenQueue(BaseStreamer):
+    """Token ids of one answer, handed from the generating thread to the reader; None at the end."""
+
+    def __init__(self) -> None:
+        self.ids: queue.Queue[int | None] = queue.Queue()
+        self._in_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then the new tokens as they come."""
+        if self._in_prompt:
+            self._in_prompt = False
+            return
+        for token in value.flatten().tolist():
+            self.ids.put(token)
+
+    def end(self) -> None:
+        """The answer is complete, or has failed."""
+        self.ids.put(None)
+
+
 class Responder:
     """A model, its tokenizer and the form in which it was taught questions."""
 
@@ -100,13 +121,15 @@ class Responder:
         return [*ids, self.tokenizer.gmask_token_id, self.tokenizer.bos_token_id], cut
 
     @torch.inference_mode()
-    def answers(self, queries: Sequence[str], sampling: Sampling, batch_size: int = 8) -> list[str]:
-        """One answer a query, generated in batches padded on the left, post-processed."""
+    def answers(
+        self, queries: Sequence[tuple[str, History]], sampling: Sampling, batch_size: int = 8
+    ) -> list[str]:
+        """One answer for each (question, earlier rounds), in batches padded on the left, post-processed."""
         results: list[str] = []
         for start in range(0, len(queries), batch_size):
             rows = [
-                self.prompt_ids(query, (), sampling.max_new_tokens)[0]
-                for query in queries[start : start + batch_size]
+                self.prompt_ids(query, history, sampling.max_new_tokens)[0]
+                for query, history in queries[start : start + batch_size]
             ]
             width = max(map(len, rows))
             pad = self.tokenizer.pad_token_id
@@ -127,9 +150,10 @@ class Responder:
 
         Closing the iterator ends the generation.
         """
-        ids, _ = self.prompt_ids(query, history, sampling.max_new_tokens)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = _Stop()
+        ids, was_cut = self.prompt_ids(query, history, sampling.max_new_tokens)
+        if was_cut:
+            logger.warning("the conversation is too long for the model: its oldest part is left out")
+        tokens, stop = _TokenQueue(), _Stop()
         failure: list[BaseException] = []
 
         def generate() -> None:
@@ -139,23 +163,39 @@ class Responder:
                     self.model.generate(
                         input_ids=input_ids,
                         attention_mask=torch.ones_like(input_ids),
-                        streamer=streamer,
+                        streamer=tokens,
                         stopping_criteria=StoppingCriteriaList([stop]),
                         **sampling.arguments(),
                     )
             except BaseException as error:
                 failure.append(error)
-                streamer.end()
+            finally:
+                tokens.end()
 
         worker = threading.Thread(target=generate, daemon=True)
         worker.start()
         try:
-            yield from postprocess_stream(streamer)
+            yield from postprocess_stream(self._pieces(iter(tokens.ids.get, None)))
         finally:
             stop.asked.set()
             worker.join()
         if failure:
             raise failure[0]
+
+    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
+        """Text that each token adds. All tokens are decoded each time: a piece means little by itself."""
+        ids: list[int] = []
+        shown = 0
+        text = ""
+        for token in tokens:
+            ids.append(token)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            # A character that is spelled in bytes is complete only with its last byte.
+            if len(text) > shown and not text.endswith("\ufffd"):
+                yield text[shown:]
+                shown = len(text)
+        if len(text) > shown:
+            yield text[shown:]
 
 
 def open_responder(
@@ -168,11 +208,11 @@ def open_responder(
     """
     folder = model_folder(folder)
     place = choose_device(device)
-    number_type = _NUMBER_TYPES.get(dtype)
-    if number_type is None:
-        number_type = torch.float32 if place.type == "cpu" else _stored_dtype(folder)
     tokenizer = open_tokenizer(folder)
-    model = load_model(folder, number_type, place)
+    if dtype == "auto":
+        model = load_model(folder, "fp32" if place.type == "cpu" else None, place)
+    else:
+        model = load_model(folder, dtype, place)
     return Responder(model, tokenizer, trained_template(folder) if template == "auto" else template)
 
 
@@ -189,23 +229,6 @@ def choose_device(name: str) -> torch.device:
             f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."
         )
     return device
-
-
-def trained_template(folder: Path) -> str:
-    """Form of the questions a model was trained with; chatglm where the folder does not say."""
-    path = folder / _PROVENANCE
-    if not path.exists():
-        return "chatglm"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["prompt_template"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and give --prompt_template.") from error
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = settings.get("dtype") or settings.get("torch_dtype") or "float16"
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}.get(name, torch.float16)
 
 
 def seed_everything(seed: int | None) -> None:

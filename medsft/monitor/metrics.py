@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -105,6 +106,15 @@ class Figures:
         )
         self._restart()
         return metrics
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The block's time (validation, snapshots) does not count as training."""
+        begin_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start_s += time.perf_counter() - begin_s
 
     def totals(self) -> dict[str, float | int | None]:
         """Examples and tokens since the start of the run, and the last reported loss (None: not a number)."""

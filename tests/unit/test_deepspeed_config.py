@@ -85,6 +85,17 @@ def test_each_json_has_a_line_in_the_readme():
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ["fp16", "bf16", "choose one"]),
         ({"fp16": {"enabled": True}}, ["fp16.enabled", "CPU", "zero3_cpu.json"]),
         ({"wandb": {"team": "auto"}}, ["wandb.team"]),
+        ({"fp16": True}, ["fp16 is true", "object"]),
+        ({"zero_optimization": None}, ["zero_optimization is null", "object"]),
+        ({"optimizer": "AdamW"}, ['optimizer is "AdamW"', "object"]),
+        ({"optimizer": {"params": {"betas": [0.9]}}}, ["betas is [0.9]", "two numbers"]),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}, ["offload_optimizer", '"cpu"']),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimiser": {}}},
+            ["offload_optimiser", "permitted"],
+        ),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "big"}}, ["reduce_bucket_size", '"big"']),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, ["grad_accum_dtype", "bf16", "fp32"]),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
             ["offload_param", "nvme", "cpu"],
@@ -131,6 +142,11 @@ def test_a_hugging_face_json_with_auto_everywhere_works():
     )
     assert "optimizer" not in result and "scheduler" not in result
     assert compute_dtype(result) == torch.bfloat16
+
+
+def test_gradients_add_up_in_fp32_unless_said_otherwise():
+    result = settled({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}})
+    assert result["data_types"]["grad_accum_dtype"] == "fp32"
 
 
 def test_numbers_equal_to_the_flags_are_no_contradiction():

@@ -54,6 +54,17 @@ FORBIDDEN = {
         "train",
         "cli",
     },
+    "provenance": {
+        "chatglm",
+        "data",
+        "engine",
+        "checkpoint",
+        "monitor",
+        "evaluation",
+        "inference",
+        "train",
+        "cli",
+    },
     "train": {"cli"},
 }
 

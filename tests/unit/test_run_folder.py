@@ -5,7 +5,7 @@ import pytest
 
 from medsft.errors import UserError
 from medsft.files import write_json
-from medsft.run_folder import RunFolder, claim, model_folder
+from medsft.run_folder import RunFolder, claim, model_folder, move_aside
 
 
 def test_a_new_folder_is_made_and_locked(tmp_path):
@@ -35,6 +35,8 @@ def test_overwriting_moves_the_old_run_aside_each_time(tmp_path):
         write_json(RunFolder(tmp_path).description, {"run": expected})
         (tmp_path / "DONE").touch()
         claim(tmp_path, overwrite=True).release()
+        assert (tmp_path / "DONE").exists()  # not before the run is known to be able to start
+        move_aside(tmp_path)
         assert (tmp_path / expected / "run.json").exists()
         assert (tmp_path / expected / "DONE").exists()
         assert not (tmp_path / "DONE").exists()

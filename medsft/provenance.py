@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import medsft
+from medsft.errors import UserError
+from medsft.files import write_json
+
+FILE_NAME = "medsft.json"
+"""Beside config.json in every model folder that a run wrote."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +55,22 @@ def software_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> None:
+    """Writes the file into a model folder."""
+    write_json(folder / FILE_NAME, {"format": 1, **asdict(provenance)})
+
+
+def trained_template(folder: Path) -> str:
+    """Form of the questions a model was trained with; chatglm where its folder does not say.
+
+    Raises `UserError` for a damaged file.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return "chatglm"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["prompt_template"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and give --prompt_template.") from error

@@ -1,0 +1,168 @@
+"""Answers from a toy that has learnt a few pairs: streamed, with history, on a terminal and from a pipe."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from medsft.chatglm.base import open_tokenizer
+from medsft.chatglm.tokenizer_training import train_tokenizer
+from medsft.data.encode import encode_example
+from medsft.data.pack import pack
+from medsft.data.records import Example
+from medsft.errors import UserError
+from medsft.inference.chat import chat
+from medsft.inference.responder import Responder, Sampling
+
+MEDSFT = str(Path(sys.executable).with_name("medsft"))
+GREEDY = Sampling(max_new_tokens=40, greedy=True)
+ROUND = (("头痛怎么办？", "多休息。\n 少看屏幕，早睡😀。"),)
+PAIRS = [
+    Example(*ROUND[0], (), "1"),
+    Example("发烧呢？", "多喝水，38.5度以上吃退烧药。", (), "2"),
+    Example("然后呢？", "去看神经内科。", ROUND, "3"),
+]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A folder with a toy that answers PAIRS exactly."""
+    folder = tmp_path_factory.mktemp("聊 天")
+    tokenizer = train_tokenizer([pair.query + pair.response for pair in PAIRS], folder, 600)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids |= {name: getattr(tokenizer, name) for name in ("mask_token_id", "gmask_token_id")}
+    shape = {"hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "inner_hidden_size": 256}
+    rows = -(-tokenizer.vocab_size // 64) * 64
+    torch.manual_seed(0)
+    model = ChatGLMForConditionalGeneration(
+        ChatGLMConfig(vocab_size=rows, max_sequence_length=256, **shape, **ids)
+    )
+    encoded = [encode_example(pair, tokenizer, 128, 128, "chatglm") for pair in PAIRS]
+    batch = pack(encoded, tokenizer.pad_token_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = model(**batch.model_inputs()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(loss.detach()) < 0.05
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def responder(model_dir):
+    model = ChatGLMForConditionalGeneration.from_pretrained(model_dir).eval()
+    return Responder(model, open_tokenizer(model_dir), "chatglm")
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.source)
+def test_pieces_add_up_to_the_answer(responder, pair):
+    pieces = list(responder.stream(pair.query, pair.history, GREEDY))
+    assert len(pieces) > 3
+    assert "\ufffd" not in "".join(pieces[:-1])
+    assert "".join(pieces) == responder.answers([(pair.query, pair.history)], GREEDY)[0]
+    assert "".join(pieces) == pair.response
+
+
+def test_a_batch_answers_as_single_questions_do(responder):
+    queries = [(pair.query, pair.history) for pair in PAIRS]
+    assert responder.answers(queries, GREEDY, batch_size=2) == [pair.response for pair in PAIRS]
+
+
+def test_seeded_sampling_repeats_itself(responder):
+    settings = Sampling(max_new_tokens=12, temperature=5.0, top_p=1.0)
+    answers = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        answers.append("".join(responder.stream("头痛怎么办？", (), settings)))
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_closing_the_stream_ends_the_generation(responder):
+    stream = responder.stream("头痛怎么办？", (), Sampling(max_new_tokens=200, temperature=9.0, top_p=1.0))
+    next(stream)
+    stream.close()  # joins the generating thread
+
+
+def test_a_failing_generation_is_raised_not_waited_for(responder, monkeypatch):
+    def fail(*arguments, **more):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(responder.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(responder.stream("头痛怎么办？", (), GREEDY))
+
+
+def test_no_room_for_the_question_is_explained(responder):
+    with pytest.raises(UserError, match=r"--max_new_tokens 255.*256 positions"):
+        list(responder.stream("头痛怎么办？", (), Sampling(max_new_tokens=255)))
+
+
+def test_old_rounds_make_room_with_a_notice(responder, caplog):
+    history = ROUND * 40
+    assert "".join(responder.stream("头痛怎么办？", history, GREEDY))
+    assert "oldest part is left out" in caplog.text
+
+
+def talk(responder, text, keep_history, capsys):
+    chat(responder, GREEDY, keep_history, io.StringIO(text))
+    return capsys.readouterr().out
+
+
+def test_history_is_kept_until_cleared(responder, capsys):
+    answer, then = ROUND[0][1], PAIRS[2].response
+    assert talk(responder, "头痛怎么办？\n然后呢？\nexit\n发烧呢？\n", True, capsys) == f"{answer}\n{then}\n"
+    alone = responder.answers([("然后呢？", ())], GREEDY)[0]
+    assert alone != then
+    assert talk(responder, "头痛怎么办？\nclear\n然后呢？\n", True, capsys) == f"{answer}\n{alone}\n"
+    assert talk(responder, "头痛怎么办？\n然后呢？\n", False, capsys) == f"{answer}\n{alone}\n"
+
+
+def test_control_characters_do_not_reach_the_terminal(responder, capsys, monkeypatch):
+    monkeypatch.setattr(responder, "stream", lambda *_: (piece for piece in ["a\x1b[31m", "红\t\n　b\x07"]))
+    assert talk(responder, "x\n", False, capsys) == "a[31m红\t\n　b\n"
+
+
+def test_a_terminal_is_greeted_prompted_and_answered(model_dir):
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [MEDSFT, "chat", "--model", str(model_dir), "--greedy"],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        close_fds=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "TERM": "xterm"},
+    )
+    os.close(child)
+    seen = b""
+
+    def wait_for(text, count=1):
+        nonlocal seen
+        deadline = time.monotonic() + 90
+        while seen.count(text.encode()) < count:
+            assert time.monotonic() < deadline, seen.decode(errors="replace")
+            seen += os.read(parent, 4096)
+
+    try:
+        wait_for("问：")
+        os.write(parent, "发烧呢？\n".encode())
+        wait_for("38.5度以上吃退烧药。")
+        wait_for("问：", 2)
+        os.write(parent, b"clear\n")
+        wait_for("历史已清空")
+        wait_for("问：", 3)
+        os.write(parent, b"q\n")
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
+    assert "no medical advice" in seen.decode(errors="replace")
