@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from launcher import ports, slots, supervise, transport
 from launcher.errors import LauncherError
 from launcher.exit_codes import FINISHED, USER_ERROR
+from launcher.hostfile import read_hostfile
 from launcher.job import Job, Node, existing_script, parse_environment
 
 _EPILOG = """\
@@ -44,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m launcher", description="Gets a run onto its nodes.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check", help="read a hostfile strictly, before DeepSpeed's launcher is given it", allow_abbrev=False
+    )
+    check.set_defaults(command=_check)
+    check.add_argument("--hostfile", type=Path, required=True, metavar="FILE", help='"host slots=N" lines')
     run = commands.add_parser(
         "run",
         help="start SCRIPT once for every slot and watch it to its end",
@@ -92,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
         "script", metavar="SCRIPT", nargs=argparse.PARSER, help="Python file to run, then its own arguments"
     )
     return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    nodes = read_hostfile(options.hostfile)
+    for node in nodes:
+        sys.stdout.write(f"{node.host}: {node.num_slots} slots\n")
+    num_ranks = sum(node.num_slots for node in nodes)
+    sys.stdout.write(f"{len(nodes)} hosts, {num_ranks} ranks\n")
+    return FINISHED
 
 
 def _run(options: argparse.Namespace) -> int:

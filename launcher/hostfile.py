@@ -24,8 +24,8 @@ def read_hostfile(path: Path) -> tuple[Node, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise LauncherError(
-            f"the hostfile {path} does not exist. Name an existing one, or leave --hostfile out to run on "
-            "this machine alone."
+            f"the hostfile {path} does not exist; mind the spelling, for DeepSpeed would run on this machine "
+            "alone without it."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise LauncherError(f"the hostfile {path} cannot be read as UTF-8 text: {error}.") from error

@@ -46,8 +46,7 @@ class Console:
         logger.info("step %d/%d  validation loss %.4f", step, self._num_steps, loss)
 
     def text(self, tag: str, text: str) -> None:
-        """A text under its tag."""
-        logger.info("%s\n%s", tag, text)
+        """Texts are for TensorBoard; the log has them where they arise."""
 
     def close(self) -> None:
         """Nothing is held open."""

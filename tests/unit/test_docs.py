@@ -14,6 +14,8 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from medsft.data.files import NOT_UTF8
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
 DOCUMENTS = sorted(
@@ -284,6 +286,7 @@ def test_file_kinds_and_reasons_of_bad_lines():
     assert shown == set(SUFFIXES)
     code = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "medsft/data").glob("*.py"))
     raised = set(re.findall(r'(?:BadRecord|BadLine)\((?:value\.source, )?"([^"]+)"', code))
+    raised.add(NOT_UTF8)
     documented = {
         unquoted(name) for row in table_under("docs/data.md", "reason") for name in row[0].split(", ")
     }

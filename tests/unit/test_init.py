@@ -188,7 +188,7 @@ def test_shards_are_reported(tokenizer_dir, tmp_path):
         ({"overrides": {"num_layer": 2}}, "unknown model field num_layer"),
         ({"overrides": {"vocab_size": 100}}, "vocab_size 100 is less than the tokenizer's"),
         ({"overrides": {"hidden_size": 100}}, "is not a multiple of 4 x num_attention_heads"),
-        ({"dtype": "int8"}, "dtype is 'int8', must be one of float16"),
+        ({"dtype": "int8"}, "The type int8 is not one for weights"),
         ({"weights_format": "pt"}, "weights_format is 'pt'"),
     ],
 )

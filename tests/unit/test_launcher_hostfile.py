@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.__main__ import main
 from launcher.errors import LauncherError
 from launcher.hostfile import parse_hostfile, read_hostfile
 from launcher.job import Node
@@ -83,3 +84,16 @@ def test_a_thousand_hosts():
 
 def test_the_example_at_the_top_of_the_repository_reads():
     assert all(node.num_slots == 8 for node in read_hostfile(REPOSITORY / "hostfile"))
+
+
+def test_the_example_is_checked_and_counted(capsys):
+    example = Path(__file__).resolve().parents[2] / "hostfile"
+    assert main(["check", "--hostfile", str(example)]) == 0
+    assert capsys.readouterr().out == "node1: 8 slots\nnode2: 8 slots\n2 hosts, 16 ranks\n"
+
+
+def test_a_bad_hostfile_is_refused_with_its_line(tmp_path, capsys):
+    path = tmp_path / "主机"
+    path.write_text("node1 slots=0\n", encoding="utf-8")
+    assert main(["check", "--hostfile", str(path)]) == 2
+    assert "node1 slots=0" in capsys.readouterr().err
