@@ -31,7 +31,6 @@ def instruction_file(tmp_path_factory) -> Path:
 def toy_model(tmp_path_factory, instruction_file) -> Path:
     """An untrained ChatGLM of a few 100,000 parameters in the released layout, fp32 weights."""
     from medsft.chatglm.init import write_random_model
-
     from medsft.chatglm.tokenizer_training import train_tokenizer
 
     records = [json.loads(line) for line in instruction_file.read_text(encoding="utf-8").splitlines()]
