@@ -294,8 +294,8 @@ def learning_rate(config: Config, plan: StepPlan) -> Schedule:
     num_warmup_steps = warmup_steps(plan.num_steps, flags.warmup_ratio, flags.warmup_steps)
     if num_warmup_steps >= plan.num_steps:
         logger.info(
-            "note: warm-up takes %d steps and the run has %d: the learning rate, which begins at 0, never reaches "
-            "its peak. Give --warmup_steps 0, or more --num_train_epochs.",
+            "note: warm-up takes %d steps and the run has %d: the learning rate, which begins at 0, never "
+            "reaches its peak. Give --warmup_steps 0, or more --num_train_epochs.",
             num_warmup_steps,
             plan.num_steps,
         )
