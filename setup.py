@@ -16,7 +16,7 @@ DEPENDENCIES = [
     "typer",
     "rich",
     "numpy",
-    "filelock",
+    "filelock>=4.2",
     "pyyaml",
     "psutil",
     "protobuf",  # SentencePiece models are read and written piece by piece

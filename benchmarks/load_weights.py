@@ -81,6 +81,7 @@ def work(folder: Path) -> None:
         built_s = time.perf_counter()
         load_slices(model, base.weights, world)
     end_s = time.perf_counter()
+    peak_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     held = private_bytes()
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, Peak() as write_peak:
         provenance = Provenance(str(folder), "none", "none", flags, software_versions())
@@ -95,7 +96,7 @@ def work(folder: Path) -> None:
         "share_gb": round(share / 1e9, 3),
         "peak_private_gb": round((peak.bytes - before) / 1e9, 3),
         "above_share_gib": round((peak.bytes - before - share) / 2**30, 3),
-        "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+        "peak_resident_gb": round(peak_resident / 1e9, 3),
         "read_gb": round(base.weights.bytes_read / 1e9, 3),
         "build_s": round(built_s - begin_s, 2),
         "load_s": round(end_s - built_s, 2),

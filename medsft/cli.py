@@ -95,6 +95,7 @@ def chat(
     seed_everything(seed)
     keep = responder.template != "med-chatglm" if history is None else history
     longest = max_new_tokens or min(512, responder.model.config.max_sequence_length // 2)
+    responder.prompt_ids("", (), longest)  # refuses a limit that leaves no room, before anything is typed
     converse(responder, Sampling(longest, greedy, top_p, temperature), keep, sys.stdin)
 
 

@@ -9,6 +9,7 @@ command line wins.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -115,14 +116,18 @@ class RunConfig:
         False, "Start over in a folder that holds a run; the old one is moved to previous-N inside it."
     )
     deepspeed: str | None = _flag(
-        None, "DeepSpeed JSON (default: ds_configs/zero3.json with a GPU, ds_configs/zero3_cpu.json without)."
+        None,
+        "DeepSpeed JSON (default: in ds_configs, zero3.json; zero3_fp16.json on GPUs without bf16; "
+        "zero3_cpu.json without a GPU).",
     )
     logging_steps: int = _flag(10, "Report every N steps.")
     save_strategy: Literal["no", "steps", "epoch"] = _flag(
         "no", "When to write a snapshot of the model, a folder you can chat with, beside the final one."
     )
-    save_steps: int = _flag(500, "Steps between snapshots with --save_strategy steps.")
-    max_shard_size: str = _flag("2GB", "Largest file of a written model; bounds host memory too.")
+    save_steps: int | None = _flag(None, "Steps between snapshots with --save_strategy steps (default 500).")
+    max_shard_size: str = _flag(
+        "2GB", "Largest file of a written model; rank 0 needs twice as much host memory."
+    )
     eval_steps: int | None = _flag(None, "Steps between validation losses (default: at each epoch's end).")
     per_device_eval_batch_size: int = _flag(8, "Examples in one validation micro-batch of one rank.")
     distributed_timeout_min: int = _flag(
@@ -188,12 +193,13 @@ def parse(arguments: Sequence[str]) -> Config:
 def _yaml_arguments(path: Path) -> list[str]:
     """A YAML mapping as command line arguments."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Every value as it was typed: YAML would read `no`, a value of --save_strategy, as false.
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"--config {path} cannot be read as YAML: {error}. Give a file of `flag: value`."
         ) from error
-    if values is None:
+    if not values:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"--config {path} holds a {type(values).__name__}; it must hold `flag: value` lines.")
@@ -201,10 +207,9 @@ def _yaml_arguments(path: Path) -> list[str]:
     for name, value in values.items():
         if name not in _NAMES:
             raise UserError(f"--config {path}: unknown name {_with_guess(str(name))}.")
-        if value is None:
+        if value in ("", "null", "~"):
             continue
-        items = value if isinstance(value, list) else [value]
-        arguments += [f"--{name}", *(str(item) for item in items)]
+        arguments += [f"--{name}", *(value if isinstance(value, list) else [value])]
     return arguments
 
 
@@ -256,6 +261,17 @@ def _faults(config: Config) -> list[str]:
     check(["warmup_ratio", "max_bad_share"], "between 0 and 1", lambda value: 0 <= value <= 1)
     check(["adam_beta1", "adam_beta2"], "at least 0 and below 1", lambda value: 0 <= value < 1)
     check(["max_steps"], "above 0, or -1 for whole epochs", lambda value: value == -1 or value > 0)
+    faults += [
+        f"--{name} {value} must be a finite number"
+        for name, value in flags.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if config.run.save_steps is not None and config.run.save_strategy != "steps":
+        faults.append(f"--save_steps {config.run.save_steps} needs --save_strategy steps")
+    if config.run.eval_steps is not None and not data.validation_file:
+        faults.append(f"--eval_steps {config.run.eval_steps} needs --validation_file")
+    if config.optimization.micro_batch_tokens is not None and not config.optimization.packing:
+        faults.append(f"--micro_batch_tokens {config.optimization.micro_batch_tokens} needs --packing true")
     if data.history_column is not None and data.prompt_column is None:
         faults.append(f"--history_column {data.history_column} needs --prompt_column and --response_column")
     if (data.prompt_column is None) != (data.response_column is None):

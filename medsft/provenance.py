@@ -23,7 +23,8 @@ class Provenance:
     """Base model, data and flags of a run, and how far it had come.
 
     prompt_template is what a question must be wrapped in to match the training data; chat reads it.
-    train_loss is the last reported one, in nats a supervised token; None where no step was applied.
+    train_loss is the last reported one, in nats a supervised token; None before the first, and where
+    all its steps were skipped.
     """
 
     base_model: str

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from medsft.errors import UserError
 
@@ -70,7 +74,8 @@ def claim(path: Path, overwrite: bool) -> FileLock | None:
     held until released or until the process ends, so a dead job leaves none behind. None where the file
     system has no locks.
     """
-    lock = FileLock(path / ".lock")
+    # A soft lock, which is a file that a dead job leaves behind, would be worse than none.
+    lock = FileLock(path / ".lock", fallback_to_soft=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -79,23 +84,36 @@ def claim(path: Path, overwrite: bool) -> FileLock | None:
             f"--output_dir {path} is in use by another run (its process holds {path / '.lock'}). Wait for "
             "it, or give another folder."
         ) from error
-    except NotImplementedError:
-        logger.warning("%s has no file locks; nothing keeps a second run out of it", path)
-        lock = None
     except OSError as error:
+        if error.errno == errno.ENOSYS:
+            logger.warning("%s has no file locks; nothing keeps a second run out of it", path)
+            return None
         raise UserError(
             f"--output_dir {path} cannot be written ({error.strerror}). Give another folder."
         ) from error
     left = _left_by_a_run(path)
     if left and not overwrite:
-        if lock is not None:
-            lock.release()
+        lock.release()
         raise UserError(
             f"--output_dir {path} already holds a run ({', '.join(item.name for item in left)}). Give "
             "another folder, or --overwrite_output_dir true to start over there; the old run is moved to "
             "previous-N."
         )
     return lock
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that is full or not writable, found in the block, becomes a `UserError` that names `path`.
+
+    Python raises OSError for it, safetensors and torch errors of their own.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be written ({error}). Make room there or give another --output_dir."
+        ) from error
 
 
 def move_aside(path: Path) -> None:

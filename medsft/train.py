@@ -50,7 +50,7 @@ from medsft.files import write_json
 from medsft.monitor.metrics import Figures
 from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.provenance import Provenance, software_versions
-from medsft.run_folder import RunFolder, claim, model_folder, move_aside
+from medsft.run_folder import RunFolder, claim, model_folder, move_aside, writing
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -70,11 +70,12 @@ def run(config: Config, world: World) -> None:
     base = open_base(config, world)
     data, validation_data = encode_data(config, base, folder, world)
     logger.info("first example, %s\n%s", data.source(0), describe_example(data[0], base.tokenizer))
-    plan = plan_steps(config, data, batch, world)
-    compare_ranks(config, data, validation_data, plan, ds_config, world)
+    plan = plan_steps(config, data, validation_data, batch, world)
+    compare_ranks(config, base, data, validation_data, plan, ds_config, world)
     engine = start_model(config, base, ds_config, world)
     provenance = describe_run(config, base, data, plan, folder, ds_config, world)
-    reporter = open_reporter(folder.metrics, folder.tensorboard, plan.num_steps, speaks=world.is_main)
+    with together(world), writing(folder.path):
+        reporter = open_reporter(folder.metrics, folder.tensorboard, plan.num_steps, speaks=world.is_main)
     reporter.text("first example", describe_example(data[0], base.tokenizer))
 
     schedule = learning_rate(config, plan)
@@ -92,8 +93,8 @@ def run(config: Config, world: World) -> None:
                 reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.num_skipped))
             with figures.paused():
                 if validation_data is not None and (is_last or is_evaluation_due(config, plan, info.step)):
-                    size = config.run.per_device_eval_batch_size
-                    loss = validation_loss(engine, validation_data, size, base.pad_token_id, world)
+                    size, limit = config.run.per_device_eval_batch_size, most_tokens(config)
+                    loss = validation_loss(engine, validation_data, size, limit, base.pad_token_id, world)
                     reporter.validation(done, loss)
                 if not is_last and is_snapshot_due(config, plan, info.step):
                     so_far = replace(provenance, step=done, **figures.totals())
@@ -180,12 +181,20 @@ def encode_data(
     return data, validation_data
 
 
-def plan_steps(config: Config, data: EncodedDataset, batch: Batch, world: World) -> StepPlan:
+def plan_steps(
+    config: Config,
+    data: EncodedDataset,
+    validation_data: EncodedDataset | None,
+    batch: Batch,
+    world: World,
+) -> StepPlan:
     """Which examples make up which step; fails here, not in step 5000, if one does not fit a micro-batch."""
     flags = config.optimization
     with together(world):
         if flags.packing:
             check_capacity(data.lengths, most_tokens(config), data.source)
+        if validation_data is not None:
+            check_capacity(validation_data.lengths, most_tokens(config), validation_data.source)
         plan = StepPlan.for_run(
             len(data),
             data.fingerprint,
@@ -206,6 +215,7 @@ def plan_steps(config: Config, data: EncodedDataset, batch: Batch, world: World)
 
 def compare_ranks(
     config: Config,
+    base: BaseModel,
     data: EncodedDataset,
     validation_data: EncodedDataset | None,
     plan: StepPlan,
@@ -217,6 +227,7 @@ def compare_ranks(
     agree(
         world,
         {
+            "the model's fingerprint": base.fingerprint(),
             "the training data's fingerprint": data.fingerprint,
             "the validation data's fingerprint": validation_data and validation_data.fingerprint,
             "the step plan": plan,
@@ -274,7 +285,7 @@ def describe_run(
         flags=config.flags(),
         versions=software_versions(),
     )
-    with together(world):
+    with together(world), writing(folder.path):
         if world.is_main:
             move_aside(folder.path)
             facts = {
@@ -336,7 +347,7 @@ def is_evaluation_due(config: Config, plan: StepPlan, step: int) -> bool:
 def is_snapshot_due(config: Config, plan: StepPlan, step: int) -> bool:
     """After step `step` (from 0), by `--save_strategy`."""
     if config.run.save_strategy == "steps":
-        return (step + 1) % config.run.save_steps == 0
+        return (step + 1) % (config.run.save_steps or 500) == 0
     return config.run.save_strategy == "epoch" and plan.ends_epoch(step)
 
 
@@ -368,7 +379,7 @@ def finish(
 ) -> None:
     """DONE is the last thing written: who sees it can rely on all the rest."""
     reporter.close()
-    with together(world):
+    with together(world), writing(folder.path):
         if world.is_main:
             write_json(folder.done, {"step": provenance.step, "train_loss": provenance.train_loss})
     if lock is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.tokenization import VOCAB_FILE, ChatGLMTokenizer
@@ -20,6 +24,18 @@ class BaseModel:
     config: ChatGLMConfig
     tokenizer: ChatGLMTokenizer
     weights: WeightFiles
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration, and names, shapes, types and first elements of all weights.
+
+        Cheap: a page of each tensor is read. Tells models apart, not every flipped bit.
+        """
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True, default=str).encode())
+        for name in sorted(self.weights.names):
+            digest.update(f"{name} {tuple(self.weights.shape(name))} {self.weights.dtype(name)}".encode())
+            start = self.weights.read_range(name, 0, min(64, self.weights.shape(name).numel()))
+            digest.update(start.clone().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def pad_token_id(self) -> int:

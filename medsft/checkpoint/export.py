@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMTokenizer
@@ -19,9 +18,7 @@ from medsft.engine.zero import gathered
 from medsft.errors import UserError
 from medsft.files import sync, write_text
 from medsft.provenance import Provenance, write_provenance
-
-# A full disk is an OSError from Python, but comes under these names from safetensors and torch.
-_WRITE_FAULTS = (OSError, RuntimeError, SafetensorError)
+from medsft.run_folder import writing
 
 
 def export_model(
@@ -36,13 +33,13 @@ def export_model(
 ) -> None:
     """Writes `folder` with safetensors shards, config, tokenizer, generation config and model card.
 
-    A collective. Rank 0 writes, holding one shard and one parameter at a time; the other ranks hold one
-    parameter. Tied weights are stored once. `progress` is called on rank 0 with the bytes gathered and those
-    in all. The folder appears under its name only when all of it is on
+    A collective. Rank 0 writes, holding about two shards (the tensors and their file image) and a
+    parameter; the other ranks hold one parameter. Tied weights are stored once. `progress` is called on rank
+    0 with the bytes gathered and those in all. The folder appears under its name only when all of it is on
     disk.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
-    with together(world):
+    with together(world), writing(folder):
         writer = None
         if world.is_main:
             if temporary.exists():
@@ -50,7 +47,7 @@ def export_model(
             temporary.mkdir(parents=True)
             writer = ShardWriter(temporary, max_shard_bytes)
     num_bytes = sum(param.ds_numel * param.element_size() for param in model.parameters())
-    failure: Exception | None = None
+    failure: UserError | None = None
     dtype = torch.float32
     num_written = 0
     for name, tensor in gathered(model, world):
@@ -60,26 +57,25 @@ def export_model(
         if writer is None or tensor is None or failure is not None:
             continue  # gathering is a collective: a rank that cannot write must go through it all the same
         try:
-            writer.add(name, tensor)
+            with writing(folder):
+                writer.add(name, tensor)
             dtype = tensor.dtype
-        except _WRITE_FAULTS as error:
+        except UserError as error:
             failure = error
     with together(world):
         if writer is not None:
             try:
                 if failure is not None:
                     raise failure
-                writer.finish()
-                _write_companions(temporary, config, tokenizer, dtype, provenance)
-                sync(temporary)
-                temporary.replace(folder)
-                sync(folder.parent)
-            except _WRITE_FAULTS as error:
+                with writing(folder):
+                    writer.finish()
+                    _write_companions(temporary, config, tokenizer, dtype, provenance)
+                    sync(temporary)
+                    temporary.replace(folder)
+                    sync(folder.parent)
+            except UserError:
                 shutil.rmtree(temporary, ignore_errors=True)
-                raise UserError(
-                    f"the model cannot be written to {folder} ({error}). Make room there or give another "
-                    "--output_dir."
-                ) from error
+                raise
 
 
 def _write_companions(

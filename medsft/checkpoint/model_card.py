@@ -13,7 +13,7 @@ def model_card(provenance: Provenance) -> str:
         f"| `--{name}` | `{json.dumps(value, ensure_ascii=False)}` |"
         for name, value in provenance.flags.items()
     )
-    loss = "no step was applied" if provenance.train_loss is None else f"{provenance.train_loss:.4f}"
+    loss = "not reported yet" if provenance.train_loss is None else f"{provenance.train_loss:.4f}"
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
     return f"""---
 language: zh
@@ -34,7 +34,7 @@ goes on applying to weights derived from it.
 | optimiser steps | {provenance.step:,} |
 | examples seen | {provenance.examples_seen:,} |
 | tokens seen | {provenance.tokens_seen:,} |
-| training loss at the end | {loss} |
+| last reported training loss | {loss} |
 | software | {versions} |
 
 ```bash

@@ -219,8 +219,14 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def _settle_precision(settled: dict[str, Any], device: torch.device, faults: list[str]) -> None:
-    fp16 = settled.setdefault("fp16", {"enabled": False})
-    bf16 = settled.setdefault("bf16", {"enabled": False})
+    fp16 = settled.setdefault("fp16", {})
+    bf16 = settled.setdefault("bf16", {})
+    for name, block in (("fp16", fp16), ("bf16", bf16)):
+        if block.setdefault("enabled", False) not in (True, False, "auto"):
+            faults.append(
+                f'{name}.enabled is {json.dumps(block["enabled"])}, but must be true, false or "auto"'
+            )
+            block["enabled"] = False
     if bf16.get("enabled") == "auto":
         bf16["enabled"] = has_bf16(device)
     if fp16.get("enabled") == "auto":

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from medsft import exit_codes
@@ -29,13 +29,13 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World], None
 
     A user's error is one paragraph on one rank and exit code 2 on all; Ctrl-C is 130 at once.
     """
-    is_first = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) in ("0", "")
+    speaks = _speaks(os.environ)
     try:
         config = read()
         complete_environment(os.environ)
     except UserError as error:
-        return _end(f"error: {error}", exit_codes.USER_ERROR, speaks=is_first)
-    _leave_at_once_on_ctrl_c(speaks=is_first)
+        return _end(f"error: {error}", exit_codes.USER_ERROR, speaks)
+    _leave_at_once_on_ctrl_c(speaks)
     _set_up_logging(os.environ["RANK"])
     try:
         world = start(config.run.distributed_timeout_min)
@@ -50,10 +50,21 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World], None
     except DivergedError as error:
         _leave(f"stopped: {error}", exit_codes.DIVERGED, speaks=world.is_main)
     except PeerError as error:
-        _leave(f"rank {world.rank} stops: {error}", exit_codes.CRASHED, speaks=True)
+        print(f"medsft: rank {world.rank} stops: {error}", file=sys.stderr, flush=True)
+        _leave(None, exit_codes.CRASHED, speaks=False, lingers=True)
     except Exception:
         _leave(f"rank {world.rank} crashed:\n{traceback.format_exc()}", exit_codes.CRASHED, speaks=True)
     _leave(None, exit_codes.FINISHED, speaks=False)
+
+
+def _speaks(environment: Mapping[str, str]) -> bool:
+    """Whether this process explains a fault that all ranks find alike, before they are connected.
+
+    Rank 0 does; so does a process whose rank makes no sense, as there may be no rank 0 beside it.
+    """
+    rank = environment.get("RANK", environment.get("OMPI_COMM_WORLD_RANK", "0"))
+    size = environment.get("WORLD_SIZE", environment.get("OMPI_COMM_WORLD_SIZE", ""))
+    return not (rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size))
 
 
 def _end(message: str, code: int, speaks: bool) -> int:
@@ -75,7 +86,7 @@ def _set_up_logging(rank: str) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-def _leave(message: str | None, code: int, speaks: bool) -> NoReturn:
+def _leave(message: str | None, code: int, speaks: bool, lingers: bool = False) -> NoReturn:
     """Ends a rank that is connected to others, its files closed.
 
     Without Python's tidying up: the process group's threads may turn the exit code into an abort (134), and
@@ -83,6 +94,8 @@ def _leave(message: str | None, code: int, speaks: bool) -> NoReturn:
     """
     if message is not None:
         _end(message, code, speaks)
+    if lingers:
+        time.sleep(_LINGER_S)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

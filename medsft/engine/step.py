@@ -14,6 +14,7 @@ from medsft.engine.distributed import World
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScalerBase
 
 
 class DivergedError(RuntimeError):
@@ -48,6 +49,9 @@ class TrainStep:
         self._world = world
         self._learning_rate = learning_rate
         self._max_nonfinite_steps = max_nonfinite_steps
+        self._scaler = engine.optimizer.loss_scaler
+        if self._scaler.dynamic:
+            self._scaler.raise_error_at_min_scale = False  # a bare Exception; the limit below says it better
         self._nonfinite_in_a_row = 0
         self.num_skipped = 0
 
@@ -80,8 +84,8 @@ class TrainStep:
             self._nonfinite_in_a_row = 0
             return
         self.num_skipped += 1
-        if self._engine.dynamic_loss_scale() and self._engine.optimizer.loss_scale > 1:
-            return  # fp16: the scale begins far too high and halves at each overflow, which is no divergence
+        if is_settling(self._scaler):
+            return
         self._nonfinite_in_a_row += 1
         if self._nonfinite_in_a_row >= self._max_nonfinite_steps:
             raise DivergedError(
@@ -89,6 +93,11 @@ class TrainStep:
                 f"{step + 1}; none of them changed the weights. Lower --learning_rate, prefer bf16 to fp16, "
                 "or look at the data of these steps; --max_nonfinite_steps sets the limit."
             )
+
+
+def is_settling(scaler: LossScalerBase) -> bool:
+    """Whether fp16's loss scale may still fall: it begins far too high, so overflows are no divergence."""
+    return scaler.dynamic and scaler.cur_scale > scaler.min_scale
 
 
 def start_engine(

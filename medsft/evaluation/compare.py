@@ -63,6 +63,7 @@ def compare_models(
     One model is in memory at a time. Both are asked in the form the tuned one was trained with unless
     `template` says otherwise. Raises `UserError` for a file without usable questions.
     """
+    from medsft.chatglm.weights import check_release
     from medsft.data.records import Columns, read_files
     from medsft.inference.responder import Sampling, open_responder
     from medsft.provenance import trained_template
@@ -73,6 +74,8 @@ def compare_models(
         template = trained_template(model_folder(tuned))
     queries = [(example.query, example.history) for example in examples]
     sampling = Sampling(max_new_tokens=max_new_tokens, greedy=True)
+    for folder in (base, tuned):
+        check_release(model_folder(folder))  # a wrong name shall not surface after the first half
     answers = {}
     for folder in (base, tuned):
         answers[folder] = open_responder(folder, template, dtype, device).answers(queries, sampling)

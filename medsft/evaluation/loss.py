@@ -18,16 +18,22 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def validation_loss(
-    engine: DeepSpeedEngine, data: EncodedDataset, per_device_size: int, pad_token_id: int, world: World
+    engine: DeepSpeedEngine,
+    data: EncodedDataset,
+    per_device_size: int,
+    max_tokens: int,
+    pad_token_id: int,
+    world: World,
 ) -> float:
     """Mean cross-entropy over every supervised target of `data`, in nats.
 
-    A collective. `per_device_size` examples make a micro-batch, packed; every rank runs as many passes.
+    A collective. `per_device_size` examples make a micro-batch, packed, of at most `max_tokens` tokens; every
+    rank runs as many passes.
     """
     engine.eval()
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     plan = InOrderPlan(len(data), per_device_size * world.size)
-    share = partial(split, world_size=world.size, num_micro_batches=1)
+    share = partial(split, world_size=world.size, num_micro_batches=1, max_tokens=max_tokens)
     with StepBatches(data, plan, share, world.rank, pad_token_id) as batches:
         for _, micro_batches in batches:
             for micro_batch in micro_batches:

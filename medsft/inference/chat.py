@@ -49,7 +49,7 @@ def chat(
 
     On a terminal it prompts and streams; from a pipe it prints one answer after the other, nothing else.
     `clear` forgets the rounds so far. Without `keep_history` each question stands alone, as in Med-ChatGLM's
-    infer.py. Ctrl-C ends the answer that is being written, and at the prompt the conversation.
+    infer.py. On a terminal Ctrl-C ends the answer that is being written, and at the prompt the conversation.
     """
     interactive = source.isatty()
     if interactive:
@@ -72,14 +72,19 @@ def chat(
             continue
         if interactive:
             show("答：")
-        answer = _answer(responder, question, history, sampling, show)
+        answer = _answer(responder, question, history, sampling, show, interactive)
         show("\n")
         if keep_history and answer is not None:
             history = (*history, (question, answer))
 
 
 def _answer(
-    responder: Responder, question: str, history: History, sampling: Sampling, show: Callable[[str], None]
+    responder: Responder,
+    question: str,
+    history: History,
+    sampling: Sampling,
+    show: Callable[[str], None],
+    interactive: bool,
 ) -> str | None:
     """Streams one answer; None when the user stopped it."""
     answer = ""
@@ -89,6 +94,8 @@ def _answer(
                 answer += piece
                 show(_without_control_characters(piece))
     except KeyboardInterrupt:
+        if not interactive:
+            raise
         show("… (stopped 已中断)")
         return None
     return answer

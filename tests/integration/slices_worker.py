@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import deepspeed
 import torch
 
 from medsft.chatglm import ChatGLMForConditionalGeneration
@@ -38,10 +39,19 @@ def main(model_dir):
         equal.append(torch.equal(param.ds_tensor[: mine.numel()], mine))
         equal.append(not param.ds_tensor[mine.numel() :].any())
         elements_held += param.ds_tensor.numel()
-    most_gathered = 0
-    for name, tensor in gathered(model, world):
+    gatherings = []
+
+    class CountingGather(deepspeed.zero.GatheredParameters):
+        def __init__(self, params, *arguments, **more):
+            gatherings.append(len(params))
+            super().__init__(params, *arguments, **more)
+
+    deepspeed.zero.GatheredParameters = CountingGather
+    one_at_a_time = True
+    for number, (name, tensor) in enumerate(gathered(model, world), start=1):
+        # One call for each parameter yielded so far, of one parameter, which has been given back.
         live = sum(param.numel() for param in model.parameters())
-        most_gathered = max(most_gathered, live)
+        one_at_a_time &= gatherings == [1] * number and live == 0
         if tensor is not None:
             equal.append(torch.equal(tensor, whole.read(name).float()))
     report = {
@@ -50,7 +60,7 @@ def main(model_dir):
         "bytes_read": num_read,
         "elements_held": elements_held,
         "elements_in_all": sum(param.ds_numel for param in model.parameters()),
-        "most_gathered": most_gathered,
+        "one_at_a_time": one_at_a_time,
     }
     os.write(1, (json.dumps(report) + "\n").encode())
 

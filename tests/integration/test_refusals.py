@@ -94,6 +94,9 @@ def test_unknown_flags_are_refused_before_the_ranks_meet(tmp_path):
     [
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
         ({"RANK": "0"}, "WORLD_SIZE"),
+        ({"RANK": "1"}, "WORLD_SIZE"),
+        ({"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK='x'"),
+        ({"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, "RANK='2'"),
     ],
 )
 def test_a_senseless_world_is_refused(environment, word, tmp_path):

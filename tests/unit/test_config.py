@@ -30,7 +30,7 @@ def test_yaml_is_below_the_command_line(tmp_path):
     path = tmp_path / "运行 1.yaml"
     path.write_text(
         "model_name_or_path: 模型\ntrain_file: [a.jsonl, b.jsonl]\noutput_dir: out\nlearning_rate: 1.0e-4\n"
-        "packing: false\nseed: 7\nmax_train_samples: null\n",
+        "packing: false\nseed: 7\nmax_train_samples: null\nsave_strategy: no\neval_steps:\n",
         encoding="utf-8",
     )
     config = parse(["--config", str(path), "--seed", "8"])
@@ -90,3 +90,22 @@ def test_help_is_grouped(capsys):
     text = capsys.readouterr().out
     for group in ("\nmodel:\n", "\ndata:\n", "\noptimization:\n", "\nrun:\n"):
         assert group in text
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--learning_rate", "inf"], "--learning_rate inf must be a finite number"),
+        (["--max_grad_norm", "nan"], "--max_grad_norm nan must be a finite number"),
+        (["--save_steps", "100"], "--save_steps 100 needs --save_strategy steps"),
+        (["--eval_steps", "100"], "--eval_steps 100 needs --validation_file"),
+        (
+            ["--micro_batch_tokens", "99", "--packing", "false"],
+            "--micro_batch_tokens 99 needs --packing true",
+        ),
+    ],
+)
+def test_flags_that_would_do_nothing_or_harm_are_refused(more, word):
+    with pytest.raises(UserError) as caught:
+        parse([*REQUIRED, *more])
+    assert word in str(caught.value)

@@ -86,6 +86,7 @@ def test_each_json_has_a_line_in_the_readme():
         ({"fp16": {"enabled": True}}, ["fp16.enabled", "CPU", "zero3_cpu.json"]),
         ({"wandb": {"team": "auto"}}, ["wandb.team"]),
         ({"fp16": True}, ["fp16 is true", "object"]),
+        ({"bf16": {"enabled": "yes"}}, ['bf16.enabled is "yes"', "true, false"]),
         ({"zero_optimization": None}, ["zero_optimization is null", "object"]),
         ({"optimizer": "AdamW"}, ['optimizer is "AdamW"', "object"]),
         ({"optimizer": {"params": {"betas": [0.9]}}}, ["betas is [0.9]", "two numbers"]),
@@ -147,6 +148,11 @@ def test_a_hugging_face_json_with_auto_everywhere_works():
 def test_gradients_add_up_in_fp32_unless_said_otherwise():
     result = settled({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}})
     assert result["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+def test_a_block_without_enabled_is_off():
+    result = settled({"zero_optimization": {"stage": 3}, "fp16": {"loss_scale_window": 500}, "bf16": {}})
+    assert compute_dtype(result) == torch.float32
 
 
 def test_numbers_equal_to_the_flags_are_no_contradiction():
