@@ -1,24 +1,37 @@
 """fp16's falling loss scale is told from divergence, with DeepSpeed's own scalers."""
 
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+import json
+import subprocess
+import sys
+
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
 from medsft.engine.step import is_settling
 
+# In a process of its own: DeepSpeed's scaler asks for its rank when it reports an overflow.
+OVERFLOWS = """
+import json, os
+from medsft.engine.distributed import complete_environment, start
+from medsft.engine.step import is_settling
+complete_environment(os.environ)
+start(timeout_min=1)
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+scaler = DynamicLossScaler(
+    init_scale=16, scale_window=1000, min_scale=1, delayed_shift=1, consecutive_hysteresis=False,
+    raise_error_at_min_scale=False,
+)
+seen = []
+for _ in range(7):
+    seen.append(is_settling(scaler))
+    scaler.update_scale(overflow=True)
+print(json.dumps(seen), flush=True)
+os._exit(0)
+"""
+
 
 def test_a_scale_settles_until_it_is_at_its_least():
-    scaler = DynamicLossScaler(
-        init_scale=2**4,
-        scale_window=1000,
-        min_scale=1,
-        delayed_shift=1,
-        consecutive_hysteresis=False,
-        raise_error_at_min_scale=False,
-    )
-    seen = []
-    for _ in range(7):
-        seen.append(is_settling(scaler))
-        scaler.update_scale(overflow=True)
-    assert seen == [True] * 4 + [False] * 3
+    done = subprocess.run([sys.executable, "-c", OVERFLOWS], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [True] * 4 + [False] * 3
 
 
 def test_a_fixed_scale_never_settles():
