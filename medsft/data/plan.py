@@ -61,14 +61,6 @@ def num_examples_in_run(
     return math.ceil(Fraction(repr(float(num_train_epochs))) * num_examples)
 
 
-def count_steps(
-    num_examples: int, global_batch_size: int, num_train_epochs: float, max_steps: int | None = None
-) -> int:
-    """Optimiser steps of a run; the last one may hold fewer examples (see `num_examples_in_run`)."""
-    total = num_examples_in_run(num_examples, global_batch_size, num_train_epochs, max_steps)
-    return -(-total // global_batch_size)
-
-
 @dataclass(frozen=True)
 class StepPlan:
     """The training steps 0 … num_steps-1 and the examples of each.
@@ -133,10 +125,6 @@ class StepPlan:
             start += len(parts[-1])
         return np.concatenate(parts)
 
-    def epoch_of(self, step: int) -> int:
-        """Epoch (0-based) to which the first example of `step` belongs."""
-        return self.bounds(step)[0] // self.num_examples
-
     def epochs_done(self, step: int) -> float:
         """Epochs completed when `step` is done, with the fraction: 1.5 means half-way through the second."""
         return self.bounds(step)[1] / self.num_examples
@@ -145,15 +133,6 @@ class StepPlan:
         """Whether the last example of at least one epoch is in `step`."""
         start, end = self.bounds(step)
         return end // self.num_examples > start // self.num_examples
-
-    def epoch_end_steps(self) -> tuple[int, ...]:
-        """All steps at which an epoch ends, ascending."""
-        total = self.bounds(self.num_steps - 1)[1] if self.num_steps else 0
-        ends = (
-            -(-epoch * self.num_examples // self.global_batch_size) - 1
-            for epoch in range(1, total // self.num_examples + 1)
-        )
-        return tuple(dict.fromkeys(ends))
 
 
 @dataclass(frozen=True)

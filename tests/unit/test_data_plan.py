@@ -7,7 +7,6 @@ from medsft.data.plan import (
     InOrderPlan,
     StepPlan,
     check_capacity,
-    count_steps,
     epoch_permutation,
     num_examples_in_run,
     split,
@@ -43,7 +42,7 @@ def test_order_is_frozen():
 )
 def test_counts(num_examples, batch, epochs, max_steps, examples, steps):
     assert num_examples_in_run(num_examples, batch, epochs, max_steps) == examples
-    assert count_steps(num_examples, batch, epochs, max_steps) == steps
+    assert StepPlan.for_run(num_examples, "f", batch, 0, epochs, max_steps).num_steps == steps
     plan = StepPlan.for_run(num_examples, "f", batch, 1, epochs, max_steps)
     assert sum(len(plan.examples(step)) for step in range(plan.num_steps)) == examples
 
@@ -69,17 +68,23 @@ def test_a_step_depends_on_nothing_but_its_number():
 def test_epochs_of_steps():
     plan = StepPlan.for_run(10, "f", 4, 1, 3)  # stream of 30, steps of 4: the last has 2
     assert plan.num_steps == 8
-    assert [plan.epoch_of(step) for step in range(8)] == [0, 0, 0, 1, 1, 2, 2, 2]
-    assert plan.epoch_end_steps() == (2, 4, 7)
     assert [step for step in range(8) if plan.ends_epoch(step)] == [2, 4, 7]
     assert plan.epochs_done(7) == 3
-    assert StepPlan.for_run(3, "f", 10, 1, 9).epoch_end_steps() == (0, 1, 2)
+    several = StepPlan.for_run(3, "f", 10, 1, 9)  # more than one epoch in each step
+    assert [several.ends_epoch(step) for step in range(several.num_steps)] == [True, True, True]
 
 
 def test_wrong_plans_are_refused():
-    for arguments in [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, float("nan")), (1, 1, 1, 0), (1, 1, 1, -2)]:
+    for size, batch, *run in [
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 0),
+        (1, 1, float("nan")),
+        (1, 1, 1, 0),
+        (1, 1, 1, -2),
+    ]:
         with pytest.raises(UserError):
-            count_steps(*arguments)
+            StepPlan.for_run(size, "f", batch, 0, *run)
     with pytest.raises(IndexError):
         StepPlan(10, "f", 2, 1, 5).examples(5)
 

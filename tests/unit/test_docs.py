@@ -186,7 +186,7 @@ def test_the_run_folder_is_as_shown(readme):
 def test_numbers_about_model_and_recipe(readme):
     from medsft.chatglm import ChatGLMConfig
     from medsft.chatglm.init import PRESETS, count_parameters
-    from medsft.data.plan import count_steps
+    from medsft.data.plan import StepPlan
 
     text = read(readme)
     config = ChatGLMConfig(vocab_size=130_528, **PRESETS["6b"])
@@ -195,7 +195,7 @@ def test_numbers_about_model_and_recipe(readme):
     for num_bytes in (2, 4, 4 + 4 + 4):
         assert f"{count_parameters(config) * num_bytes / 1e9:.0f} GB" in text
     assert "7,622" in text
-    assert f"{count_steps(7622, 16, 3.0):,}" in text
+    assert f"{StepPlan.for_run(7622, '', 16, 0, 3.0).num_steps:,}" in text
     assert f"{round(20_000 * config.hidden_size / 1e6)} million" in text or "8,200 万" in text
     assert f"{count_parameters(config) * 2 / 1e9:.1f} GB in bf16" in read("docs/training.md")
     # "under a million": with the 1,500 ids that `medsft tokenizer` makes, and more.
