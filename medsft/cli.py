@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -156,6 +158,22 @@ def init(
     tokenizer: Annotated[Path, typer.Option(help="Folder with ice_text.model and tokenizer_config.json.")],
     output_dir: Annotated[Path, typer.Option("--output_dir", help="New model folder.")],
     preset: Annotated[str, typer.Option(help="Shape of the model; an unknown name lists them.")] = "toy",
+    hidden_size: Annotated[
+        int | None, typer.Option("--hidden_size", min=1, help="Instead of the preset's.")
+    ] = None,
+    num_layers: Annotated[
+        int | None, typer.Option("--num_layers", min=1, help="Instead of the preset's.")
+    ] = None,
+    num_attention_heads: Annotated[
+        int | None, typer.Option("--num_attention_heads", min=1, help="Instead of the preset's.")
+    ] = None,
+    inner_hidden_size: Annotated[
+        int | None, typer.Option("--inner_hidden_size", min=1, help="Instead of the preset's.")
+    ] = None,
+    max_sequence_length: Annotated[
+        int | None, typer.Option("--max_sequence_length", min=1, help="Positions (default: 2048).")
+    ] = None,
+    untied: Annotated[bool, typer.Option(help="Give the head weights of its own.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="Type of the stored weights: float16, bfloat16, float32.")
@@ -165,25 +183,30 @@ def init(
         str, typer.Option("--weights_format", help="bin, as released, or safetensors.")
     ] = "bin",
 ) -> None:
-    """Write a randomly initialised ChatGLM in the released layout."""
-    from rich.console import Console
-    from rich.progress import Progress
+    """Write a randomly initialised ChatGLM of any size in the released layout."""
+    from medsft.chatglm.init import count_parameters, write_random_model
 
-    from medsft.chatglm.init import write_random_model
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("writing random weights", total=None)
-        write_random_model(
+    shape = {
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_attention_heads": num_attention_heads,
+        "inner_hidden_size": inner_hidden_size,
+        "max_sequence_length": max_sequence_length,
+        "tie_word_embeddings": False if untied else None,
+    }
+    with _progress("writing random weights") as report:
+        config = write_random_model(
             output_dir,
             tokenizer,
             preset=preset,
+            overrides={name: value for name, value in shape.items() if value is not None},
             seed=seed,
             dtype=dtype,
             shard_size=max_shard_size,
             weights_format=weights_format,
-            on_shard=lambda done, total: bar.update(task, completed=done, total=total),
+            on_shard=report,
         )
-    typer.echo(f"{preset} model: {output_dir}")
+    typer.echo(f"{count_parameters(config):,} parameters: {output_dir}")
 
 
 @app.command()
@@ -203,13 +226,9 @@ def convert(
     max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Largest weight file.")] = "2GB",
 ) -> None:
     """Rewrite a model folder: another vocabulary, file format or number type."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from medsft.chatglm.weights import convert as convert_folder
 
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("converting", total=None)
+    with _progress("converting") as report:
         convert_folder(
             source,
             output_dir,
@@ -218,7 +237,7 @@ def convert(
             tokenizer_dir=tokenizer,
             dtype=dtype,
             shard_size=max_shard_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=report,
         )
     typer.echo(f"converted: {output_dir}")
 
@@ -244,6 +263,17 @@ def build(
     chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
     summary = build_pairs(graph, output, seed, chosen, num_phrasings, max_pairs, max_bad_share)
     typer.echo(f"{summary.describe()}: {output}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, moved by calls with what is done and what there is in all."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from runs import REPOSITORY
 
+from medsft.chatglm.weights import load_model
+
 MEDSFT = str(Path(sys.executable).with_name("medsft"))
 GRAPH = REPOSITORY / "medsft" / "knowledge" / "sample.jsonl"
 
@@ -52,6 +54,26 @@ def test_init_without_a_tokenizer_says_so_at_once(tmp_path):
 def test_init_does_not_write_over_a_model(toy_model):
     result = medsft("init", "--tokenizer", toy_model, "--output_dir", toy_model)
     assert_refused(result, "already holds a model", "Choose another folder")
+
+
+def test_init_makes_any_shape(toy_model, tmp_path):
+    shape = {"hidden_size": 48, "num_layers": 5, "num_attention_heads": 3, "inner_hidden_size": 96}
+    flags = [text for name, value in shape.items() for text in (f"--{name}", value)]
+    flags += ["--max_sequence_length", 128, "--untied"]
+    code, output, errors = medsft("init", "--tokenizer", toy_model, "--output_dir", tmp_path / "新", *flags)
+    assert code == 0, errors
+    config = json.loads((tmp_path / "新" / "config.json").read_text())
+    assert {name: config[name] for name in shape} == shape
+    assert (config["max_sequence_length"], config["tie_word_embeddings"]) == (128, False)
+    model = load_model(tmp_path / "新", "fp32")
+    assert f"{sum(param.numel() for param in model.parameters()):,} parameters" in output
+    assert model.lm_head.weight is not model.transformer.word_embeddings.weight
+
+
+def test_init_refuses_a_shape_that_cannot_be(toy_model, tmp_path):
+    result = medsft("init", "--tokenizer", toy_model, "--output_dir", tmp_path / "x", "--hidden_size", 50)
+    assert_refused(result, "hidden_size")
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_unknown_preset_lists_those_there_are(toy_model, tmp_path):
