@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from launcher import ports, slots, supervise, transport
+from launcher import ports, restart, slots, transport
+from launcher.command import Command
 from launcher.errors import LauncherError
 from launcher.exit_codes import FINISHED, USER_ERROR
 from launcher.hostfile import read_hostfile
@@ -20,9 +22,9 @@ Everything after SCRIPT goes to the script untouched, so flags of the launcher c
 
   python -m launcher run --num-gpus 8 medsft/train.py --deepspeed ds_configs/zero3.json ...
 
-Exit code: 0 all ranks finished; 2 something was wrong with flags, files or settings; 75 checkpointed,
-wants to be started again; else the exit code of the first rank that failed, or 128 + n when signal n
-ended it or the job.
+Exit code: 0 all ranks finished; 2 something was wrong with flags, files or settings; 3 diverged; 4 crashed
+again and again without a new checkpoint, so it is not to be requeued; 75 checkpointed, wants to be started
+again; else the exit code of the first rank that failed, or 128 + n when signal n ended it or the job.
 """
 
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         return options.command(options)
     except LauncherError as error:
-        sys.stderr.write(f"launcher: {error}\n")
+        _say(str(error))
         return USER_ERROR
 
 
@@ -93,6 +95,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time for ranks to end when asked, before they are killed (default: 15)",
     )
+    run.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start a crashed job again, until N restarts in a row have brought no new checkpoint (default: "
+        "0, never); new ones are looked for in checkpoints/ of the script's --output_dir",
+    )
+    run.add_argument(
+        "--restart-delay",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="wait before a restart, twice as long each time without a new checkpoint, at most 60 (default: "
+        "1)",
+    )
     run.add_argument("--dry-run", action="store_true", help="show the commands and their environment only")
     # One argument of both: argparse drops a "--" that stands between two.
     run.add_argument(
@@ -115,18 +133,48 @@ def _run(options: argparse.Namespace) -> int:
         raise LauncherError(f"the launcher watches its ranks with means of Linux; this is {sys.platform}.")
     if not 0 <= options.grace < float("inf"):
         raise LauncherError(f"--grace {options.grace} must be a number of seconds, 0 or more.")
+    if options.max_restarts < 0:
+        raise LauncherError(
+            f"--max-restarts {options.max_restarts} must be 0 or more; 0 starts nothing again."
+        )
+    if not 0 <= options.restart_delay <= restart.LONGEST_DELAY_S:
+        raise LauncherError(
+            f"--restart-delay {options.restart_delay} must be a number of seconds from 0 to "
+            f"{restart.LONGEST_DELAY_S:.0f}."
+        )
     job = _job(options, os.environ)
     if options.master_port not in (None, job.master_port):
-        sys.stderr.write(f"launcher: port {options.master_port} is taken; using {job.master_port} instead\n")
-    commands = transport.choose(options.transport)(job)
+        _say(f"port {options.master_port} is taken; using {job.master_port} instead")
+    to_commands = transport.choose(options.transport)
     if options.dry_run:
-        for command in commands:
+        for command in to_commands(job):
             sys.stdout.write(f"{command.name}: {command.shown()}\n")
         return FINISHED
-    end = supervise.run(commands, options.grace)
+
+    def commands(num_starts: int) -> tuple[Command, ...]:
+        # By the time of a restart the port may be another program's. The ranks are told of it, because it is
+        # to go on with the run even where the command says to start over.
+        restarted = (*job.environment, ("MEDSFT_RESTARTS", str(num_starts)))
+        port = ports.free_port(job.master_port)
+        return to_commands(replace(job, master_port=port, environment=restarted))
+
+    policy = restart.Policy(options.max_restarts, options.restart_delay)
+    checkpoints = None
+    if policy.max_restarts > 0:
+        checkpoints = restart.checkpoints_folder(job.arguments)
+        if checkpoints is None:
+            _say(
+                "--output_dir is not among the script's own arguments, so new checkpoints cannot be seen: "
+                "every restart counts as one without."
+            )
+    end = restart.run(commands, options.grace, policy, checkpoints, _say)
     if end.message is not None:
-        sys.stderr.write(f"launcher: {end.message}\n")
+        _say(end.message)
     return end.exit_code
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"launcher: {line}\n")
 
 
 def _job(options: argparse.Namespace, environment: Mapping[str, str]) -> Job:

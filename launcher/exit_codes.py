@@ -4,8 +4,13 @@ import signal
 
 FINISHED = 0
 USER_ERROR = 2
+DIVERGED = 3
+GAVE_UP = 4
+"""Crashed again and again without a new checkpoint: starting it again as it is would not help."""
 CHECKPOINTED = 75
 """Checkpointed and wants to be started again (EX_TEMPFAIL of sysexits.h)."""
+INTERRUPTED = 130
+"""Left because a signal asked it to, before there was anything to checkpoint."""
 
 
 def shell_code(code: int) -> int:

@@ -55,6 +55,12 @@ class RankProcess:
             return None
         return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
+    def is_frozen(self) -> bool:
+        """Whether a signal (SIGSTOP) has it stand still."""
+        options = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
+        status = os.waitid(os.P_PID, self.pid, options)
+        return status is not None and status.si_code == os.CLD_STOPPED
+
     def send(self, signum: int) -> None:
         """A signal for the rank alone: its helpers may not expect it."""
         os.kill(self.pid, signum)

@@ -11,10 +11,18 @@ import signal
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.command import Command
-from launcher.exit_codes import CHECKPOINTED, FINISHED, USER_ERROR, describe, shell_code
+from launcher.exit_codes import (
+    CHECKPOINTED,
+    DIVERGED,
+    FINISHED,
+    INTERRUPTED,
+    USER_ERROR,
+    describe,
+    shell_code,
+)
 from launcher.keeper import Keeper
 from launcher.process import RankProcess
 
@@ -42,22 +50,31 @@ class RankEnd:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended. `kind`: finished, checkpointed, user error, crashed, stopped.
+    """How a job ended. `kind`: finished, checkpointed, user error, diverged, interrupted, crashed, stopped,
+    gave up.
 
-    `message` is a line for people; None when the ranks have said all there is to say.
+    `message` is a line for people; None when the ranks have said all there is to say. `failure` says which
+    rank failed how, when one did. `stop_asked`: a signal asked the job to stop, be it after a rank failed.
     """
 
     kind: str
     exit_code: int
     message: str | None
+    failure: str | None = None
+    stop_asked: bool = False
 
 
-def classify(ends: Sequence[RankEnd], failed: Sequence[RankEnd], stop_signal: int | None) -> JobEnd:
+def classify(
+    ends: Sequence[RankEnd],
+    failed: Sequence[RankEnd],
+    stop_signal: int | None,
+    frozen: Sequence[str] = (),
+) -> JobEnd:
     """The job's end from the ends of all its ranks.
 
     `failed` are those that failed of themselves, not because they were asked to end; `stop_signal` is
     the signal that asked the job to stop before any had failed. One of the two explains every rank that
-    neither finished nor checkpointed.
+    neither finished nor checkpointed. `frozen` names ranks that stood still when the first one failed.
     """
     codes = {end.code for end in ends}
     if failed:
@@ -65,7 +82,10 @@ def classify(ends: Sequence[RankEnd], failed: Sequence[RankEnd], stop_signal: in
         exit_code = shell_code(cause.code)
         if cause.code == USER_ERROR:
             return JobEnd("user error", exit_code, None)
-        return JobEnd("crashed", exit_code, _crash_message(cause, exit_code))
+        kind = {DIVERGED: "diverged", INTERRUPTED: "interrupted"}.get(cause.code, "crashed")
+        failure = _describe_failure(cause, frozen)
+        message = f"{failure}; all other ranks were ended. The launcher's exit code is {exit_code}."
+        return JobEnd(kind, exit_code, message, failure)
     if codes <= {FINISHED}:
         return JobEnd("finished", FINISHED, None)
     if codes <= {FINISHED, CHECKPOINTED}:
@@ -77,13 +97,15 @@ def classify(ends: Sequence[RankEnd], failed: Sequence[RankEnd], stop_signal: in
 def most_telling(failed: Sequence[RankEnd]) -> RankEnd:
     """Which of several failures is the cause of the others.
 
-    A user error explains itself, and SIGKILL comes from outside; else it is the first one. Of those seen
-    at the same moment a signal tells more than an exit code, which may only say that a peer is gone.
+    A user error explains itself and so does a divergence, and SIGKILL comes from outside; else it is the
+    first one. Of those seen at the same moment a signal tells more than an exit code, which may only say
+    that a peer is gone.
     """
     return min(
         failed,
         key=lambda end: (
             end.code != USER_ERROR,
+            end.code != DIVERGED,
             end.code != -signal.SIGKILL,
             end.after_s,
             end.code >= 0,
@@ -92,23 +114,25 @@ def most_telling(failed: Sequence[RankEnd]) -> RankEnd:
     )
 
 
-def _crash_message(cause: RankEnd, exit_code: int) -> str:
+def _describe_failure(cause: RankEnd, frozen: Sequence[str]) -> str:
     hint = ""
     if cause.code == -signal.SIGKILL:
-        hint = " The launcher did not do that; most often the system was out of memory (see dmesg)."
+        hint = ", not by the launcher (most often the system was out of memory, see dmesg)"
+    if frozen:
+        # Whoever waited for them in vain failed first, but they are the cause.
+        hint += f", while {' and '.join(frozen)} stood still (stopped by a signal, such as SIGSTOP)"
     return (
-        f"{cause.name} (process {cause.pid}) failed after {cause.after_s:.0f} s: {describe(cause.code)}; all "
-        f"other ranks were ended.{hint} The launcher's exit code is {exit_code}."
+        f"{cause.name} (process {cause.pid}) failed after {cause.after_s:.0f} s: {describe(cause.code)}{hint}"
     )
 
 
-def run(commands: Sequence[Command], grace_s: float) -> JobEnd:
+def run(commands: Sequence[Command], grace_s: float, signals: Set[signal.Signals]) -> JobEnd:
     """Starts all commands and returns when all have ended.
 
-    `grace_s`: seconds between asking ranks to end and killing them. Raises `OSError` when a command
-    cannot be started; those started before are killed.
+    `grace_s`: seconds between asking ranks to end and killing them; `signals`: from `held_back`. Raises
+    `OSError` when a command cannot be started; those started before are killed.
     """
-    with _held_back() as signals, ExitStack() as afterwards, Keeper() as keeper, ExitStack() as at_end:
+    with ExitStack() as afterwards, Keeper() as keeper, ExitStack() as at_end:
         ranks: list[RankProcess] = []
         for command in commands:
             process = RankProcess(command, signals)
@@ -120,8 +144,8 @@ def run(commands: Sequence[Command], grace_s: float) -> JobEnd:
 
 
 @contextmanager
-def _held_back() -> Iterator[Set[signal.Signals]]:
-    """Blocks the signals that `_watch` waits for, and gives them.
+def held_back() -> Iterator[Set[signal.Signals]]:
+    """Blocks the signals that the launcher waits for, and gives them.
 
     A signal that was ignored when the launcher started (nohup, a background job) stays ignored.
     """
@@ -144,7 +168,9 @@ def _watch(ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace_s: 
     started_s = time.monotonic()
     ends: dict[int, RankEnd] = {}
     failed: list[RankEnd] = []
+    frozen: list[str] = []
     stop_signal: int | None = None
+    stop_asked = False
     # What the ranks still running will be sent, and when: (monotonic seconds, signal).
     plan: list[tuple[float, int]] = []
     # Whether ranks have been asked to end because another one failed.
@@ -162,9 +188,11 @@ def _watch(ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace_s: 
             elif code not in (FINISHED, CHECKPOINTED) and stop_signal is None and not ending:
                 if not failed:
                     plan = [(now + _SETTLE_S, signal.SIGTERM), (now + _SETTLE_S + grace_s, signal.SIGKILL)]
+                    frozen = [f"{peer.name} (process {peer.pid})" for peer in ranks if peer.is_frozen()]
                 failed.append(ends[rank])
         if len(ends) == len(ranks):
-            return classify(list(ends.values()), failed, stop_signal)
+            end = classify(list(ends.values()), failed, stop_signal, frozen)
+            return replace(end, stop_asked=stop_asked)
 
         running = [process for rank, process in enumerate(ranks) if rank not in ends]
         while plan and plan[0][0] <= now:
@@ -179,6 +207,7 @@ def _watch(ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace_s: 
             continue
         for process in running:
             process.send(received.si_signo)
+        stop_asked |= received.si_signo in _STOPPING
         if received.si_signo in _STOPPING and stop_signal is None and not failed:
             stop_signal = received.si_signo
             plan = [(time.monotonic() + grace_s, signal.SIGKILL)]

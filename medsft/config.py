@@ -111,9 +111,20 @@ class RunConfig:
 
     _argument_group_name = "run"
 
-    output_dir: str = _flag("", "Folder of the run: metrics, TensorBoard, snapshots, the final model, DONE.")
+    output_dir: str = _flag(
+        "", "Folder of the run: metrics, TensorBoard, checkpoints, the final model, DONE."
+    )
     overwrite_output_dir: bool = _flag(
         False, "Start over in a folder that holds a run; the old one is moved to previous-N inside it."
+    )
+    resume_from_checkpoint: str = _flag(
+        "auto",
+        "auto: go on from the newest good checkpoint in the output folder, if there is one; latest: the "
+        "same, but there must be one; none: begin at step 0; or the path of a checkpoint, of any run.",
+    )
+    allow_changed: list[str] = _flag(
+        [],
+        "Resume although these differ from the checkpoint: data, tokenizer, seed, global_batch_size, model.",
     )
     deepspeed: str | None = _flag(
         None,
@@ -121,10 +132,27 @@ class RunConfig:
         "zero3_cpu.json without a GPU).",
     )
     logging_steps: int = _flag(10, "Report every N steps.")
-    save_strategy: Literal["no", "steps", "epoch"] = _flag(
-        "no", "When to write a snapshot of the model, a folder you can chat with, beside the final one."
+    save_strategy: Literal["no", "steps", "epoch", "time"] = _flag(
+        "epoch",
+        "When to save a checkpoint that training can resume from; unless no, one more at the end. A stopped "
+        "run saves one in any case.",
     )
-    save_steps: int | None = _flag(None, "Steps between snapshots with --save_strategy steps (default 500).")
+    save_steps: int | None = _flag(
+        None, "Steps between checkpoints with --save_strategy steps (default 500)."
+    )
+    save_minutes: float | None = _flag(
+        None, "Minutes between checkpoints with --save_strategy time (default 30)."
+    )
+    save_total_limit: int = _flag(2, "Keep this many of the newest checkpoints.")
+    keep_every_steps: int | None = _flag(
+        None, "Keep for good the checkpoints of steps that this number divides, too."
+    )
+    keep_best: bool = _flag(
+        True, "Keep the checkpoint with the lowest validation loss measured at its step, too."
+    )
+    on_save_failure: Literal["stop", "continue"] = _flag(
+        "stop", "When a checkpoint cannot be saved (a full disk): end the run, or go on without it."
+    )
     max_shard_size: str = _flag(
         "2GB", "Largest file of a written model; rank 0 needs twice as much host memory."
     )
@@ -150,6 +178,9 @@ class Config:
         groups = (self.model, self.data, self.optimization, self.run)
         return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
 
+
+CHANGEABLE = ("data", "tokenizer", "seed", "global_batch_size", "model")
+"""What --allow_changed may name: the fields of `medsft.checkpoint.manifest.Identity`."""
 
 _GROUPS = (ModelConfig, DataConfig, OptimizationConfig, RunConfig)
 _NAMES = tuple(f.name for group in _GROUPS for f in fields(group))
@@ -245,6 +276,8 @@ def _faults(config: Config) -> list[str]:
             "max_nonfinite_steps",
             "logging_steps",
             "save_steps",
+            "save_total_limit",
+            "keep_every_steps",
             "eval_steps",
             "per_device_eval_batch_size",
             "distributed_timeout_min",
@@ -256,7 +289,11 @@ def _faults(config: Config) -> list[str]:
     )
     check(["max_source_length"], "2 or more ([gMASK] and text)", lambda value: value >= 2)
     check(["max_target_length"], "3 or more (<sop>, text and <eop>)", lambda value: value >= 3)
-    check(["learning_rate", "num_train_epochs", "adam_epsilon"], "above 0", lambda value: value > 0)
+    check(
+        ["learning_rate", "num_train_epochs", "adam_epsilon", "save_minutes"],
+        "above 0",
+        lambda value: value > 0,
+    )
     check(["weight_decay", "max_grad_norm", "seed", "warmup_steps"], "0 or more", lambda value: value >= 0)
     check(["warmup_ratio", "max_bad_share"], "between 0 and 1", lambda value: 0 <= value <= 1)
     check(["adam_beta1", "adam_beta2"], "at least 0 and below 1", lambda value: 0 <= value < 1)
@@ -268,6 +305,13 @@ def _faults(config: Config) -> list[str]:
     ]
     if config.run.save_steps is not None and config.run.save_strategy != "steps":
         faults.append(f"--save_steps {config.run.save_steps} needs --save_strategy steps")
+    if config.run.save_minutes is not None and config.run.save_strategy != "time":
+        faults.append(f"--save_minutes {config.run.save_minutes} needs --save_strategy time")
+    strangers = [name for name in config.run.allow_changed if name not in CHANGEABLE]
+    if strangers:
+        faults.append(f"--allow_changed {' '.join(strangers)} must be of {', '.join(CHANGEABLE)}")
+    if not config.run.resume_from_checkpoint:
+        faults.append("--resume_from_checkpoint must be auto, latest, none or a path")
     if config.run.eval_steps is not None and not data.validation_file:
         faults.append(f"--eval_steps {config.run.eval_steps} needs --validation_file")
     if config.optimization.micro_batch_tokens is not None and not config.optimization.packing:

@@ -1,20 +1,16 @@
-"""The folder of a run: its files by name, and who may write there."""
+"""The folder of a run: its files by name, and what makes room there for another run."""
 
 from __future__ import annotations
 
-import errno
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from medsft.errors import UserError
-
-logger = logging.getLogger(__name__)
+from medsft.files import sync
 
 
 @dataclass(frozen=True)
@@ -43,9 +39,15 @@ class RunFolder:
         """The final model, complete when the folder exists."""
         return self.path / "model"
 
-    def snapshot(self, step: int) -> Path:
-        """The model after `step` steps, complete when the folder exists."""
-        return self.path / "snapshots" / f"step-{step:08}"
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, one folder each, and of the pointer `latest`."""
+        return self.path / "checkpoints"
+
+    @property
+    def stop(self) -> Path:
+        """STOP: made by the user, it asks the run to write a checkpoint and end."""
+        return self.path / "STOP"
 
     @property
     def done(self) -> Path:
@@ -64,42 +66,30 @@ def model_folder(folder: Path) -> Path:
     return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
 
 
-_OF_A_RUN = ("run.json", "metrics.jsonl", "tensorboard", "model", "snapshots", "DONE")
+_OF_A_RUN = ("run.json", "metrics.jsonl", "tensorboard", "model", "checkpoints", "snapshots", "DONE")
+"""`snapshots` is what runs wrote before there were checkpoints."""
 
 
-def claim(path: Path, overwrite: bool) -> FileLock | None:
-    """Takes the folder for this run, or raises `UserError`. Called by rank 0 only.
+def left_by_a_run(path: Path) -> list[Path]:
+    """What an earlier run left in a folder: the files and folders that `move_aside` moves."""
+    return [path / name for name in _OF_A_RUN if (path / name).exists()]
 
-    A folder that holds a run is refused unless `overwrite` is true; `move_aside` then makes room. The lock is
-    held until released or until the process ends, so a dead job leaves none behind. None where the file
-    system has no locks.
-    """
-    # A soft lock, which is a file that a dead job leaves behind, would be worse than none.
-    lock = FileLock(path / ".lock", fallback_to_soft=False)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(
-            f"--output_dir {path} is in use by another run (its process holds {path / '.lock'}). Wait for "
-            "it, or give another folder."
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSYS:
-            logger.warning("%s has no file locks; nothing keeps a second run out of it", path)
-            return None
-        raise UserError(
-            f"--output_dir {path} cannot be written ({error.strerror}). Give another folder."
-        ) from error
-    left = _left_by_a_run(path)
-    if left and not overwrite:
-        lock.release()
-        raise UserError(
-            f"--output_dir {path} already holds a run ({', '.join(item.name for item in left)}). Give "
-            "another folder, or --overwrite_output_dir true to start over there; the old run is moved to "
-            "previous-N."
-        )
-    return lock
+
+def holds_run(path: Path) -> bool:
+    """Whether a run began in this folder. Other files, the user's, make none."""
+    return bool(left_by_a_run(path))
+
+
+def step_name(step: int) -> str:
+    """Name of what is kept of a step: step-00000100. Sorted by name they are sorted by step, up to 10⁸."""
+    return f"step-{step:08}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of such a name; None for any other name."""
+    digits = name.removeprefix("step-")
+    is_one = digits.isascii() and digits.isdecimal() and step_name(int(digits)) == name
+    return int(digits) if is_one else None
 
 
 @contextmanager
@@ -116,18 +106,52 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def move_aside(path: Path) -> None:
-    """Moves what an earlier run left to `previous-N`, the next number."""
-    left = _left_by_a_run(path)
-    if not left:
-        return
+def move_aside(path: Path) -> Path | None:
+    """Moves what an earlier run left, its checkpoints too, to `previous-N`, the next number.
+
+    Returns that folder, or None where there is nothing to move.
+    """
+    left = left_by_a_run(path)
+    return _move(left, _next_previous(path)) if left else None
+
+
+def move_aside_results(path: Path) -> None:
+    """Moves DONE and the final model of a run that goes on to `previous-N`, if they are there."""
+    folder = RunFolder(path)
+    left = [item for item in (folder.done, folder.model) if item.exists()]
+    if left:
+        _move(left, _next_previous(path))
+
+
+def move_aside_newer(path: Path, step: int) -> list[int]:
+    """Moves checkpoints of later steps than `step` to `previous-N/checkpoints`; returns the steps, ascending.
+
+    A run that goes on from `step` calls it: the later ones are damaged, or belong to a branch that is given
+    up, and would be taken for this run's. Folders without a manifest go too: they are in the way of its own.
+    The pointer `latest` is left as it is.
+    """
+    checkpoints = RunFolder(path).checkpoints
+    if not checkpoints.exists():
+        return []
+    found = {step_of(item.name): item for item in checkpoints.iterdir()}
+    newer = sorted((each for each in found if each is not None and each > step), reverse=True)
+    if newer:
+        # From the newest down: cut short, it leaves the line of checkpoints without a gap.
+        _move([found[each] for each in newer], _next_previous(path) / checkpoints.name)
+    return newer[::-1]
+
+
+def _next_previous(path: Path) -> Path:
     number = 1 + sum(1 for _ in path.glob("previous-*"))
     while (aside := path / f"previous-{number}").exists():
         number += 1
-    aside.mkdir()
-    for item in left:
-        item.rename(aside / item.name)
+    return aside
 
 
-def _left_by_a_run(path: Path) -> list[Path]:
-    return [path / name for name in _OF_A_RUN if (path / name).exists()]
+def _move(items: Sequence[Path], folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for item in items:
+        item.rename(folder / item.name)
+    for changed in {folder, folder.parent, *(item.parent for item in items)}:
+        sync(changed)
+    return folder

@@ -5,6 +5,7 @@ and the byte pieces are appended here, and 20000 image tokens stand before all o
 """
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterable
 from itertools import groupby
@@ -154,6 +155,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self._load_model()
 
     # --- vocabulary
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the SentencePiece model, the image tokens before it and the special tokens."""
+        special = sorted((name, str(token)) for name, token in self.special_tokens_map.items())
+        return hashlib.sha256(self._model_bytes + repr((self.num_image_tokens, special)).encode()).hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -1,1 +1,1 @@
-"""What a run leaves behind: model folders now; resumable checkpoints have their place here."""
+"""Checkpoints that training resumes from, and model folders made of them or of a live model."""

@@ -1,23 +1,18 @@
-"""Writes a partitioned model as a folder that loads anywhere: ours, transformers, the original code."""
+"""Writes a model that is in training, cut into partitions, as a folder in the released layout."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMTokenizer
-from medsft.chatglm.generation import release_generation_config
-from medsft.chatglm.weights import ShardWriter
-from medsft.checkpoint.model_card import model_card
+from medsft.checkpoint.release import ReleaseWriter
 from medsft.engine.distributed import World, together
 from medsft.engine.zero import gathered
 from medsft.errors import UserError
-from medsft.files import sync, write_text
-from medsft.provenance import Provenance, write_provenance
+from medsft.provenance import Provenance
 from medsft.run_folder import writing
 
 
@@ -31,24 +26,21 @@ def export_model(
     world: World,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes `folder` with safetensors shards, config, tokenizer, generation config and model card.
+    """Writes `folder` in the released layout: safetensors shards, config, tokenizer, model card and the rest.
 
-    A collective. Rank 0 writes, holding about two shards (the tensors and their file image) and a
-    parameter; the other ranks hold one parameter. Tied weights are stored once. `progress` is called on rank
-    0 with the bytes gathered and those in all. The folder appears under its name only when all of it is on
-    disk.
+    A collective. Rank 0 writes, holding one shard and a parameter or two; the other ranks hold one
+    parameter. The weights have the type that the model computes in. `progress` is called on rank 0 with the
+    bytes gathered and those in all. The folder appears under its name only when all of it is on disk; one
+    that the run has left there before is replaced then.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    dtype = next(model.parameters()).dtype
     with together(world), writing(folder):
         writer = None
         if world.is_main:
-            if temporary.exists():
-                shutil.rmtree(temporary)
-            temporary.mkdir(parents=True)
-            writer = ShardWriter(temporary, max_shard_bytes)
+            source = Path(provenance.base_model)
+            writer = ReleaseWriter(folder, config, tokenizer, dtype, max_shard_bytes, source, replace=True)
     num_bytes = sum(param.ds_numel * param.element_size() for param in model.parameters())
     failure: UserError | None = None
-    dtype = torch.float32
     num_written = 0
     for name, tensor in gathered(model, world):
         if progress is not None and tensor is not None:
@@ -59,7 +51,6 @@ def export_model(
         try:
             with writing(folder):
                 writer.add(name, tensor)
-            dtype = tensor.dtype
         except UserError as error:
             failure = error
     with together(world):
@@ -68,26 +59,7 @@ def export_model(
                 if failure is not None:
                     raise failure
                 with writing(folder):
-                    writer.finish()
-                    _write_companions(temporary, config, tokenizer, dtype, provenance)
-                    sync(temporary)
-                    temporary.replace(folder)
-                    sync(folder.parent)
+                    writer.finish(provenance)
             except UserError:
-                shutil.rmtree(temporary, ignore_errors=True)
+                writer.abandon()
                 raise
-
-
-def _write_companions(
-    folder: Path,
-    config: ChatGLMConfig,
-    tokenizer: ChatGLMTokenizer,
-    dtype: torch.dtype,
-    provenance: Provenance,
-) -> None:
-    settings = ChatGLMConfig.from_dict({**config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
-    settings.save_pretrained(folder)
-    release_generation_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_provenance(folder, provenance)
-    write_text(folder / "README.md", model_card(provenance))

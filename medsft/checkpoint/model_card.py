@@ -49,6 +49,10 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".")
 ```
 
+The files have the names of the ChatGLM-6B release, so its own code loads them as well, with its
+`configuration_chatglm.py`, `modeling_chatglm.py`, `quantization.py` and `tokenization_chatglm.py` in this
+folder. It computes in fp16, whatever the weights are stored in.
+
 ## Flags of the run
 
 | flag | value |

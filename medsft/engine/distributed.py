@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from medsft.errors import UserError
+
+T = TypeVar("T")
 
 # What torchrun, DeepSpeed's launcher and ours set for every rank.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -42,6 +44,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
+    """Group for words between hosts beside the tensors: gloo, so that no GPU is waited for."""
 
     @property
     def is_main(self) -> bool:
@@ -117,8 +121,10 @@ def start(timeout_min: int) -> World:
         device = torch.device("cuda", local_rank)
     else:
         device = torch.device("cpu")
-    deepspeed.init_distributed(timeout=timedelta(minutes=timeout_min), verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    timeout = timedelta(minutes=timeout_min)
+    deepspeed.init_distributed(timeout=timeout, verbose=False)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
 
 
 @contextmanager
@@ -136,9 +142,7 @@ def together(world: World) -> Iterator[None]:
     except Exception as error:
         failure = error
     mine = None if failure is None else (isinstance(failure, UserError), str(failure) or repr(failure))
-    everyone: list[tuple[bool, str] | None] = [None] * world.size
-    dist.all_gather_object(everyone, mine)
-    failed = [(rank, report) for rank, report in enumerate(everyone) if report is not None]
+    failed = [(rank, report) for rank, report in enumerate(from_all(world, mine)) if report is not None]
     if not failed:
         return
     if failure is not None and not isinstance(failure, UserError):
@@ -155,8 +159,7 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
     Ranks that hold different data or settings would train on a mixture, or wait for each other for ever.
     A collective.
     """
-    everyone: list[Mapping[str, Any]] = [{}] * world.size
-    dist.all_gather_object(everyone, dict(facts))
+    everyone = from_all(world, dict(facts))
     for rank, theirs in enumerate(everyone):
         for name, value in everyone[0].items():
             if theirs.get(name) != value:
@@ -164,6 +167,27 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
                     f"{name} differs between hosts: rank 0 has {value}, rank {rank} has {theirs.get(name)}. "
                     "Give every host the same files, settings and packages, best on a shared file system."
                 )
+
+
+def largest(world: World, *values: int) -> list[int]:
+    """Each value's maximum over all ranks; a collective that waits for no GPU."""
+    tensor = torch.tensor(values)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=world.control)
+    return tensor.tolist()
+
+
+def from_main(world: World, value: T | None) -> T:
+    """Rank 0's value on every rank; a collective."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=world.control)
+    return box[0]  # type: ignore[return-value]
+
+
+def from_all(world: World, value: T) -> list[T]:
+    """Every rank's value, in the order of the ranks, on all of them; a collective."""
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, value, group=world.control)
+    return everyone
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

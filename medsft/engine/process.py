@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from medsft import exit_codes
 from medsft.engine.distributed import AgreedError, PeerError, World, complete_environment, start
 from medsft.engine.step import DivergedError
+from medsft.engine.stop import Stopped, StopRequest
+from medsft.engine.watchdog import Watchdog
 from medsft.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 # A launcher ends all ranks as soon as one exits. The silent ones stay this long, so that the one that
 # explains has been heard, however unevenly they started.
 _LINGER_S = 5.0
+# Collectives wait so much longer than the watchdog, which knows more, in minutes.
+_WATCHDOG_LEAD_MIN = 1
 
 
-def run_process(read: Callable[[], Config], body: Callable[[Config, World], None]) -> int:
+def run_process(read: Callable[[], Config], body: Callable[[Config, World, StopRequest], None]) -> int:
     """Reads the settings, joins the ranks, runs `body`; returns the exit code, or ends the process with it.
 
-    A user's error is one paragraph on one rank and exit code 2 on all; Ctrl-C is 130 at once.
+    A user's error is one paragraph on one rank and exit code 2 on all. What asks the run to stop comes to
+    `body` as a `StopRequest`; until `body` arms it, Ctrl-C is 130 and SIGTERM 75 at once. A rank that hangs
+    is named by the watchdog, exit code 1.
     """
     speaks = _speaks(os.environ)
     try:
@@ -35,14 +40,18 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World], None
         complete_environment(os.environ)
     except UserError as error:
         return _end(f"error: {error}", exit_codes.USER_ERROR, speaks)
-    _leave_at_once_on_ctrl_c(speaks)
+    stop = StopRequest(speaks)
     _set_up_logging(os.environ["RANK"])
     try:
-        world = start(config.run.distributed_timeout_min)
+        world = start(config.run.distributed_timeout_min + _WATCHDOG_LEAD_MIN)
     except UserError as error:
         return _end(f"error: {error}", exit_codes.USER_ERROR, speaks=True)
+    watchdog = Watchdog(world, config.run.distributed_timeout_min * 60)
     try:
-        body(config, world)
+        with watchdog:
+            body(config, world, stop)
+    except Stopped as stopped:
+        _leave(str(stopped) if world.is_main else None, exit_codes.STOPPED, speaks=True)
     except AgreedError as error:
         _leave(f"error: {error}", exit_codes.USER_ERROR, speaks=world.is_main)
     except UserError as error:
@@ -50,9 +59,13 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World], None
     except DivergedError as error:
         _leave(f"stopped: {error}", exit_codes.DIVERGED, speaks=world.is_main)
     except PeerError as error:
+        if watchdog.has_spoken:
+            _leave(None, exit_codes.CRASHED, speaks=False)
         print(f"medsft: rank {world.rank} stops: {error}", file=sys.stderr, flush=True)
         _leave(None, exit_codes.CRASHED, speaks=False, lingers=True)
     except Exception:
+        if watchdog.has_spoken:
+            _leave(None, exit_codes.CRASHED, speaks=False)
         _leave(f"rank {world.rank} crashed:\n{traceback.format_exc()}", exit_codes.CRASHED, speaks=True)
     _leave(None, exit_codes.FINISHED, speaks=False)
 
@@ -99,17 +112,3 @@ def _leave(message: str | None, code: int, speaks: bool, lingers: bool = False) 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _leave_at_once_on_ctrl_c(speaks: bool) -> None:
-    """An interrupt between two collectives would leave the others waiting, and each with a traceback.
-
-    Everything on disk is complete at any instant, so there is nothing to tidy up.
-    """
-
-    def leave(number: int, frame: Any) -> None:
-        if speaks:
-            os.write(2, b"\nmedsft: interrupted\n")
-        os._exit(exit_codes.INTERRUPTED)
-
-    signal.signal(signal.SIGINT, leave)

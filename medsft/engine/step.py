@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,15 @@ class TrainStep:
         applied = engine.was_step_applied()
         self._count(step, applied)
         return StepResult(loss_sum, float(engine.get_global_grad_norm()), applied)
+
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint takes along of the counting of skipped steps."""
+        return {"skipped_steps": self.num_skipped, "nonfinite_in_a_row": self._nonfinite_in_a_row}
+
+    def restore(self, counters: Mapping[str, Any]) -> None:
+        """Goes on counting from `counters`, in which other names are left alone."""
+        self.num_skipped = counters["skipped_steps"]
+        self._nonfinite_in_a_row = counters["nonfinite_in_a_row"]
 
     def _count(self, step: int, applied: bool) -> None:
         if applied:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
+
+from medsft.files import replace_file
+
+logger = logging.getLogger(__name__)
 
 
 class StepCounts(Protocol):
@@ -49,10 +54,26 @@ class Metrics:
     step_time_s: float
 
 
+@dataclass(frozen=True)
+class Save:
+    """A checkpoint that was written.
+
+    step is the number of steps done that it holds. stall_s: seconds that training waited for it; write_s:
+    seconds that writing took beside the training; num_bytes: all of its files.
+    """
+
+    step: int
+    stall_s: float
+    write_s: float
+    num_bytes: int
+
+
 class Figures:
     """Adds up steps between two reports, and since the start of the run.
 
-    Losses stay on the device until a report, so that no step waits for them.
+    Losses stay on the device until a report, so that no step waits for them. A checkpoint takes `state`
+    along, and a resumed run goes on from there by `restore`: its reports are those of a run that was never
+    stopped.
     """
 
     def __init__(self, device: torch.device, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -60,6 +81,8 @@ class Figures:
         self._sum_over_ranks = sum_over_ranks
         self._num_examples_seen = self._num_tokens_seen = 0
         self._loss = float("nan")
+        # When the pause that is going on began; None while training.
+        self._paused_at_s: float | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -89,7 +112,7 @@ class Figures:
         """Figures since the last report, over all ranks (a collective), and begins a new stretch."""
         loss_sum = float(self._sum_over_ranks(self._loss_sum))
         self._loss = loss_sum / self._num_targets_in_loss if self._num_targets_in_loss else float("nan")
-        seconds = time.perf_counter() - self._start_s
+        seconds = self._seconds()
         metrics = Metrics(
             step=step,
             epoch=epoch,
@@ -109,12 +132,18 @@ class Figures:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The block's time (validation, snapshots) does not count as training."""
-        begin_s = time.perf_counter()
+        """The block's time (validation, saving) does not count as training; `state` may be taken in it."""
+        begin_s = self._paused_at_s = time.perf_counter()
         try:
             yield
         finally:
             self._start_s += time.perf_counter() - begin_s
+            self._paused_at_s = None
+
+    def _seconds(self) -> float:
+        """Seconds of training since the last report."""
+        now_s = time.perf_counter() if self._paused_at_s is None else self._paused_at_s
+        return now_s - self._start_s
 
     def totals(self) -> dict[str, float | int | None]:
         """Examples and tokens since the start of the run, and the last reported loss (None: not a number)."""
@@ -124,11 +153,48 @@ class Figures:
             "train_loss": self._loss if math.isfinite(self._loss) else None,
         }
 
+    def state(self) -> tuple[dict[str, int | float | None], float]:
+        """Counters, alike on all ranks but for the seconds, and this rank's own sum of losses.
+
+        Both come through JSON unchanged: the sum is a double, as it was added up, and a last loss that is
+        not a number is None. No collective; waits for the device.
+        """
+        counters = {
+            **self.totals(),
+            "steps_since_report": self._num_steps,
+            "tokens_since_report": self._num_tokens,
+            "targets_since_report": self._num_targets,
+            "slots_since_report": self._num_slots,
+            "targets_in_loss": self._num_targets_in_loss,
+            "seconds_since_report": self._seconds(),
+        }
+        return counters, float(self._loss_sum)
+
+    def restore(self, counters: Mapping[str, int | float | None], loss_sum: float) -> None:
+        """Goes on from a `state`; other names among the counters are left alone. The clock runs from now."""
+        self._num_examples_seen = counters["examples_seen"]
+        self._num_tokens_seen = counters["tokens_seen"]
+        self._loss = float("nan") if counters["train_loss"] is None else counters["train_loss"]
+        self._restart()
+        self._num_steps = counters["steps_since_report"]
+        self._num_tokens = counters["tokens_since_report"]
+        self._num_targets = counters["targets_since_report"]
+        self._num_slots = counters["slots_since_report"]
+        self._num_targets_in_loss = counters["targets_in_loss"]
+        self._start_s -= counters["seconds_since_report"]
+        self._loss_sum += loss_sum
+
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, appended and flushed to disk line by line."""
+    """`metrics.jsonl`: one JSON object a line, appended and flushed to disk line by line.
 
-    def __init__(self, path: Path) -> None:
+    A run that goes on after `start_step` steps computes the later ones again, so their lines are dropped
+    first, with what a killed process left of a line.
+    """
+
+    def __init__(self, path: Path, start_step: int = 0) -> None:
+        if path.exists():
+            _drop_later_lines(path, start_step)
         self._file = path.open("a", encoding="utf-8")
 
     def train(self, metrics: Metrics) -> None:
@@ -138,6 +204,10 @@ class MetricsFile:
     def validation(self, step: int, loss: float) -> None:
         """Appends a line of kind validation."""
         self._append("validation", {"step": step, "loss": loss})
+
+    def checkpoint(self, save: Save) -> None:
+        """Appends a line of kind checkpoint."""
+        self._append("checkpoint", asdict(save))
 
     def text(self, tag: str, text: str) -> None:
         """Texts are not figures: run.json holds what there is to know."""
@@ -153,3 +223,27 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _drop_later_lines(path: Path, start_step: int) -> None:
+    """Leaves whole lines up to `start_step`; the file is replaced at once, or left alone if none is to go."""
+    lines = path.read_bytes().split(b"\n")
+    kept = [line for line in lines if _is_until(line, start_step)]
+    content = b"".join(line + b"\n" for line in kept)
+    if content == b"\n".join(lines):
+        return
+    replace_file(path, content)
+    num_dropped = sum(1 for line in lines if line) - len(kept)
+    logger.info("%s: lines dropped that come again after step %d: %d", path, start_step, num_dropped)
+
+
+def _is_until(line: bytes, start_step: int) -> bool:
+    """Whether this is a whole line of a step up to `start_step`; a cut one is no JSON object any more."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    if not isinstance(record, dict):
+        return False
+    step = record.get("step")
+    return not isinstance(step, int) or step <= start_step

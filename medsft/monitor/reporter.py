@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medsft.monitor.console import Console
-from medsft.monitor.metrics import Metrics, MetricsFile
+from medsft.monitor.metrics import Metrics, MetricsFile, Save
 from medsft.monitor.tensorboard import TensorBoard
 
 
@@ -19,6 +19,9 @@ class Sink(Protocol):
 
     def validation(self, step: int, loss: float) -> None:
         """A validation loss, in nats a supervised token."""
+
+    def checkpoint(self, save: Save) -> None:
+        """A checkpoint was written."""
 
     def text(self, tag: str, text: str) -> None:
         """A text under a tag."""
@@ -43,6 +46,11 @@ class Reporter:
         for sink in self._sinks:
             sink.validation(step, loss)
 
+    def checkpoint(self, save: Save) -> None:
+        """A checkpoint was written."""
+        for sink in self._sinks:
+            sink.checkpoint(save)
+
     def text(self, tag: str, text: str) -> None:
         """A text under a tag."""
         for sink in self._sinks:
@@ -54,8 +62,19 @@ class Reporter:
             sink.close()
 
 
-def open_reporter(metrics_file: Path, tensorboard: Path, num_steps: int, speaks: bool) -> Reporter:
-    """All three sinks for the rank that speaks, none for the others."""
+def open_reporter(
+    metrics_file: Path, tensorboard: Path, num_steps: int, speaks: bool, start_step: int = 0
+) -> Reporter:
+    """All three sinks for the rank that speaks, none for the others.
+
+    `start_step` is the number of steps done before this process: what stands there of later ones goes.
+    """
     if not speaks:
         return Reporter(())
-    return Reporter((MetricsFile(metrics_file), TensorBoard(tensorboard), Console(num_steps)))
+    return Reporter(
+        (
+            MetricsFile(metrics_file, start_step),
+            TensorBoard(tensorboard, start_step),
+            Console(num_steps, start_step),
+        )
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from medsft.monitor.metrics import Metrics
+from medsft.monitor.metrics import Metrics, Save
 
 # Field of Metrics -> tag; TensorBoard groups by what stands before the slash.
 TAGS = {
@@ -25,14 +25,21 @@ TAGS = {
 
 
 class TensorBoard:
-    """Event file in a folder, flushed at every report so that a killed run shows all it did."""
+    """Event file in a folder, flushed at every report so that a killed run shows all it did.
 
-    def __init__(self, folder: Path) -> None:
-        self._writer = SummaryWriter(str(folder))
+    A run that goes on after `start_step` steps has TensorBoard forget what earlier processes wrote of later
+    ones, so that no step shows twice. Texts have step 0: they are written when nobody has done so before.
+    """
+
+    def __init__(self, folder: Path, start_step: int = 0) -> None:
+        self._has_texts = start_step > 0 and any(folder.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step > 0 else 0)
 
     def text(self, tag: str, text: str) -> None:
         """A text card, such as the flags or the first example."""
-        self._writer.add_text(tag, text)
+        if not self._has_texts:
+            self._writer.add_text(tag, text)
+            self._writer.flush()
 
     def train(self, metrics: Metrics) -> None:
         """One point of every train curve."""
@@ -43,6 +50,13 @@ class TensorBoard:
     def validation(self, step: int, loss: float) -> None:
         """One point of the validation curve."""
         self._writer.add_scalar("loss/validation", loss, step)
+        self._writer.flush()
+
+    def checkpoint(self, save: Save) -> None:
+        """One point of each checkpoint curve."""
+        self._writer.add_scalar("checkpoint/stall_s", save.stall_s, save.step)
+        self._writer.add_scalar("checkpoint/write_s", save.write_s, save.step)
+        self._writer.add_scalar("checkpoint/size_gb", save.num_bytes / 1e9, save.step)
         self._writer.flush()
 
     def close(self) -> None:

@@ -11,7 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Room -> rooms it may not know of. A room is a file or a folder of medsft.
 COMMANDS = {"train", "cli"}
-RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", *COMMANDS}
+PARTS = {"assembly", "saving"}
+RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", *PARTS, *COMMANDS}
 FORBIDDEN = {
     "errors": {"*"},
     "exit_codes": {"*"},
@@ -21,12 +22,15 @@ FORBIDDEN = {
     "data": {"config", *RUN},
     "knowledge": {"config", *RUN},
     "run_folder": {"chatglm", "data", *RUN},
+    "run_lock": {"chatglm", "data", *RUN},
     "provenance": {"chatglm", "data", *RUN},
     "monitor": {"data", *RUN - {"monitor"}},
     "engine": RUN - {"engine"},
     "checkpoint": RUN - {"engine", "checkpoint"},
     "inference": RUN - {"inference"},
-    "evaluation": {"monitor", *COMMANDS},
+    "evaluation": {"monitor", "checkpoint", *PARTS, *COMMANDS},
+    "assembly": {"monitor", "evaluation", "inference", "saving", *COMMANDS},
+    "saving": {"evaluation", "inference", *COMMANDS},
     "train": {"cli"},
 }
 

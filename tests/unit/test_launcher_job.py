@@ -192,6 +192,10 @@ class TestCommandLine:
         assert words[-len(ODD_ARGUMENTS) - 3 :] == [sys.executable, "-u", script, *ODD_ARGUMENTS]
         assert {"RANK=1", "WORLD_SIZE=2", "OMP_NUM_THREADS=7"} <= set(words)
 
+    def test_dry_run_starts_nothing_again(self, capsys, script):
+        plain = self.run(capsys, "--dry-run", "--master-port", "23456", script)
+        assert self.run(capsys, "--dry-run", "--master-port", "23456", "--max-restarts", "3", script) == plain
+
     def test_help_after_the_script_is_the_scripts(self, capsys, script):
         code, out, _ = self.run(capsys, "--dry-run", script, "--help")
         assert code == 0
@@ -212,6 +216,11 @@ class TestCommandLine:
             (["--env", "nothing", "SCRIPT"], "--env 'nothing'"),
             (["--grace", "-1", "SCRIPT"], "--grace -1.0"),
             (["--grace", "nan", "SCRIPT"], "--grace nan"),
+            (["--max-restarts", "-1", "SCRIPT"], "--max-restarts -1 must be 0 or more"),
+            (["--max-restarts", "1.5", "SCRIPT"], "invalid int value: '1.5'"),
+            (["--restart-delay", "-1", "SCRIPT"], "--restart-delay -1.0"),
+            (["--restart-delay", "61", "SCRIPT"], "--restart-delay 61.0"),
+            (["--restart-delay", "nan", "SCRIPT"], "--restart-delay nan"),
             (["--transport", "pigeon", "SCRIPT"], "invalid choice: 'pigeon'"),
             (["--frobnicate", "SCRIPT"], "--frobnicate"),
             (["no/such.py", "--lr", "1"], "'no/such.py' does not exist"),

@@ -20,7 +20,10 @@ def end(rank: int, code: int, after_s: float = 1.0) -> RankEnd:
         ((0, 75), (), None, "checkpointed", 75),
         ((2, -15), (0,), None, "user error", 2),
         ((1, -15), (0,), None, "crashed", 1),
-        ((3, 3), (0, 1), None, "crashed", 3),
+        ((3, 3), (0, 1), None, "diverged", 3),
+        ((3, -15), (0,), None, "diverged", 3),
+        ((-15, 130), (1,), None, "interrupted", 130),
+        ((4, -15), (0,), None, "crashed", 4),
         ((-9, 1), (0,), None, "crashed", 137),
         ((75, -11), (1,), None, "crashed", 139),
         ((-2, -2), (), signal.SIGINT, "stopped", 130),
@@ -49,6 +52,13 @@ def test_a_crash_names_rank_process_and_cause():
     assert "out of memory" not in classify([end(0, 1)], [end(0, 1)], None).message
 
 
+def test_a_rank_that_stands_still_is_named_beside_the_one_that_failed():
+    ends = [end(0, 1, 60.0), end(1, -9, 70.0)]
+    job_end = classify(ends, ends[:1], None, frozen=["rank 1 (process 1001)"])
+    for text in (job_end.message, job_end.failure):
+        assert "rank 0 (process 1000) failed after 60 s: exit code 1, while rank 1 (process 1001)" in text
+
+
 @pytest.mark.parametrize(
     ("failed", "cause"),
     [
@@ -62,6 +72,8 @@ def test_a_crash_names_rank_process_and_cause():
         # A communication library aborts its process when a peer is gone.
         ([end(0, 1, 1.0), end(1, -6, 1.5)], 0),
         ([end(0, -9, 1.0), end(1, 2, 1.0)], 1),
+        ([end(0, 1, 1.0), end(1, 3, 2.0)], 1),
+        ([end(0, 3, 1.0), end(1, 2, 2.0)], 1),
     ],
 )
 def test_most_telling(failed, cause):

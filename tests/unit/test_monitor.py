@@ -1,13 +1,26 @@
+"""What a run tells, and that a resumed run tells it as if it had never been stopped."""
+
+from __future__ import annotations
+
 import json
 import math
-from dataclasses import dataclass, fields
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as ServerEventAccumulator,
+)
 
-from medsft.monitor.console import duration, step_line
-from medsft.monitor.metrics import Figures, Metrics, MetricsFile
+from medsft.monitor.console import duration, save_line, seconds_left, step_line
+from medsft.monitor.metrics import Figures, Metrics, MetricsFile, Save
+from medsft.monitor.reporter import open_reporter
 from medsft.monitor.tensorboard import TAGS, TensorBoard
 
 METRICS = Metrics(
@@ -24,35 +37,192 @@ METRICS = Metrics(
     skipped_steps=1,
     step_time_s=0.5,
 )
+SAVE = Save(step=2, stall_s=0.21, write_s=3.4, num_bytes=1_200_000_000)
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def read_lines(path: Path) -> list[dict]:
+    content = path.read_text(encoding="utf-8")
+    assert content == "" or content.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in content.splitlines()]
 
 
 def test_the_file_holds_every_field_as_strict_json(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.train(METRICS)
     file.validation(3, 2.5)
+    file.checkpoint(SAVE)
     file.close()
 
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    train, validation = (json.loads(line, parse_constant=refuse) for line in lines)
+    train, validation, checkpoint = read_lines(tmp_path / "metrics.jsonl")
     assert {field.name for field in fields(Metrics)} <= train.keys()
     assert train["kind"] == "train" and train["loss"] == 2.25 and train["grad_norm"] is None
     assert (validation["kind"], validation["step"], validation["loss"]) == ("validation", 3, 2.5)
+    assert checkpoint.pop("time") > 0
+    assert checkpoint == {"kind": "checkpoint", **asdict(SAVE)}
+
+
+def write_run(path: Path, steps: range, start_step: int) -> None:
+    """A train line for each step, a validation line for each second one, a late line for each checkpoint."""
+    file = MetricsFile(path, start_step)
+    for step in steps:
+        file.train(replace(METRICS, step=step))
+        if step % 2 == 0:
+            file.validation(step, 2.5)
+        if step % 4 == 1 and step - 1 > start_step:
+            file.checkpoint(replace(SAVE, step=step - 1))
+    file.close()
+
+
+def told(path: Path) -> list[tuple[str, int]]:
+    return sorted((line["kind"], line["step"]) for line in read_lines(path))
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"kind": "train", "time": 1.5, "st', b"\0\0\0\0", b"\xe7\x97"])
+def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path, torn):
+    path = tmp_path / "一 个" / "metrics.jsonl"
+    path.parent.mkdir()
+    write_run(path, range(1, 12), start_step=0)
+    whole = told(path)
+    write_run(tmp_path / "killed.jsonl", range(1, 10), start_step=0)
+    path.write_bytes((tmp_path / "killed.jsonl").read_bytes() + torn)
+    inode = path.stat().st_ino
+    write_run(path, range(9, 12), start_step=8)
+    # The line about the checkpoint of step 8 came after that of step 9, and stays.
+    assert told(path) == whole
+    assert path.stat().st_ino != inode, "rewritten in place: a kill in that instant loses the file"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_touched_when_nothing_is_to_drop(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_run(path, range(1, 9), start_step=0)
+    before, content = path.stat(), path.read_bytes()
+    MetricsFile(path, start_step=8).close()
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert path.read_bytes() == content
+
+
+def test_a_whole_line_without_its_end_is_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}')
+    write_run(path, range(3, 4), start_step=2)
+    assert told(path) == [("train", 1), ("train", 2), ("train", 3)]
+
+
+def test_a_run_without_a_checkpoint_begins_its_file_anew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_run(path, range(1, 6), start_step=0)
+    write_run(path, range(1, 3), start_step=0)
+    assert told(path) == [("train", 1), ("train", 2), ("validation", 2)]
 
 
 def test_tensorboard_shows_every_figure(tmp_path):
     board = TensorBoard(tmp_path)
     board.train(METRICS)
     board.validation(3, 2.5)
+    board.checkpoint(SAVE)
     board.text("data/first example", "病")
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert set(TAGS) == {field.name for field in fields(Metrics)} - {"step"}
-    assert set(TAGS.values()) | {"loss/validation"} == set(events.Tags()["scalars"])
+    saves = {"checkpoint/stall_s": 0.21, "checkpoint/write_s": 3.4, "checkpoint/size_gb": 1.2}
+    assert set(TAGS.values()) | {"loss/validation", *saves} == set(events.Tags()["scalars"])
     (point,) = events.Scalars("loss/train")
     assert (point.step, point.value) == (3, 2.25)
+    for tag, value in saves.items():
+        (point,) = events.Scalars(tag)
+        assert (point.step, point.value) == (2, pytest.approx(value))
+
+
+# Forks what has torch already: a fresh interpreter would need seconds for each process below.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["medsft.monitor.reporter"])
+
+
+def report_steps(folder: Path, start_step: int, last: int) -> None:
+    reporter = open_reporter(folder / "metrics.jsonl", folder / "tensorboard", 100, True, start_step)
+    reporter.text("first example", "病")
+    for step in range(start_step + 1, last + 1):
+        reporter.train(replace(METRICS, step=step, loss=float(start_step)))
+        reporter.validation(step, 2.5)
+        if step - 1 > start_step:  # written beside the next step
+            reporter.checkpoint(replace(SAVE, step=step - 1))
+
+
+def report_and_die(folder: Path, start_step: int, last: int) -> None:
+    """Reports step after step and is killed without closing anything."""
+    report_steps(folder, start_step, last)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_while_reporting(folder: Path, start_step: int, last: int, num_bytes_lost: int) -> None:
+    """Runs a process for the steps up to `last` and cuts its event file inside a record, as a kill may."""
+    before = set((folder / "tensorboard").glob("*"))
+    # TensorBoard reads files by name, and names hold whole seconds.
+    started = int(time.time())
+    while int(time.time()) == started:
+        time.sleep(0.01)
+    process = FRESH.Process(target=report_and_die, args=(folder, start_step, last))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (written,) = set((folder / "tensorboard").glob("*")) - before
+    os.truncate(written, written.stat().st_size - num_bytes_lost)
+
+
+def text_steps(folder: Path) -> list[int]:
+    """Steps of the text card as TensorBoard's server reads them; only this reader purges texts."""
+    events = ServerEventAccumulator(str(folder), purge_orphaned_data=True).Reload()
+    return [event.step for event in events.Tensors("first example/text_summary")]
+
+
+@pytest.mark.parametrize("num_bytes_lost", [1, 37, 150])
+def test_a_resumed_run_shows_each_step_once_without_a_gap(tmp_path, num_bytes_lost):
+    folder = tmp_path / "运行 1"
+    folder.mkdir()
+    kill_while_reporting(folder, 0, 9, num_bytes_lost)
+    kill_while_reporting(folder, 6, 12, num_bytes_lost)
+    kill_while_reporting(folder, 9, 15, num_bytes_lost=0)
+
+    events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"loss/train", "loss/validation", "checkpoint/stall_s"} <= tags
+    for tag in tags:
+        last = 14 if tag.startswith("checkpoint/") else 15
+        assert [point.step for point in events.Scalars(tag)] == list(range(1, last + 1)), tag
+    # Each step's figures are those of the process that did it last.
+    assert [point.value for point in events.Scalars("loss/train")] == [0] * 6 + [6] * 3 + [9] * 6
+    assert text_steps(folder / "tensorboard") == [0]
+    kinds = [kind for kind, step in told(folder / "metrics.jsonl")]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"train": 15, "validation": 15, "checkpoint": 14}
+
+
+def test_a_run_started_over_shows_nothing_of_the_one_without_a_checkpoint(tmp_path):
+    kill_while_reporting(tmp_path, 0, 5, num_bytes_lost=1)
+    kill_while_reporting(tmp_path, 0, 3, num_bytes_lost=0)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True).Reload()
+    assert [point.step for point in events.Scalars("loss/train")] == [1, 2, 3]
+    assert text_steps(tmp_path / "tensorboard") == [0]
+
+
+def test_a_run_that_goes_on_in_another_folder_has_its_texts_there(tmp_path):
+    board = TensorBoard(tmp_path / "new", start_step=10)
+    board.text("first example", "病")
+    board.close()
+    assert text_steps(tmp_path / "new") == [0]
+
+
+def test_only_the_rank_that_speaks_writes(tmp_path):
+    reporter = open_reporter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 10, speaks=False)
+    reporter.train(METRICS)
+    reporter.checkpoint(SAVE)
+    reporter.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_console_line_has_units_and_a_time_left():
@@ -68,6 +238,21 @@ def test_the_console_line_has_units_and_a_time_left():
     ):
         assert part in line
     assert "\n" not in line
+
+
+def test_the_time_left_follows_from_the_steps_of_this_process():
+    assert seconds_left(elapsed_s=50.0, step=10, num_steps=110, start_step=0) == 500.0
+    assert seconds_left(elapsed_s=50.0, step=110, num_steps=120, start_step=100) == 50.0
+    assert seconds_left(elapsed_s=50.0, step=120, num_steps=120, start_step=100) == 0.0
+
+
+def test_the_console_says_what_a_checkpoint_cost():
+    assert save_line(Save(100, 0.21, 3.4, 1_200_000_000), num_steps=357) == (
+        "step 100/357  checkpoint written: 1.2 GB, training waited 0.21 s, written in 3.4 s (0.35 GB/s)"
+    )
+    assert save_line(Save(5, 0.0012, 0.25, 3_300_000), num_steps=10) == (
+        "step  5/10  checkpoint written: 3.3 MB, training waited 0.00 s, written in 0.2 s (13.20 MB/s)"
+    )
 
 
 def test_durations_read_as_clock_time():
@@ -110,3 +295,55 @@ def test_the_loss_of_a_skipped_step_is_left_out():
     assert figures.report(2, 0.1, 1e-3, 1.0, 1).loss == pytest.approx(1.5)
     figures.add(Counts(1, 8, 2, 8), torch.tensor(float("nan")), applied=False)
     assert math.isnan(figures.report(3, 0.1, 1e-3, float("inf"), 2).loss)
+
+
+NUM_STEPS = 14
+# Which are not bit-exact over a stop, being measured.
+MEASURED = {"tokens_per_s", "supervised_tokens_per_s", "step_time_s"}
+
+
+def report_run(stopped_after: int | None) -> list[str]:
+    """The reports of 14 steps, one each four; stopped and restored through JSON after one of the steps.
+
+    Losses are float32 whose sum depends on the order and on every bit; steps 6 to 8 were skipped, so the
+    report of step 8 has the mean of one loss, and one of the last report has none if stopped there.
+    """
+    generator = torch.Generator().manual_seed(5)
+    figures = Figures(torch.device("cpu"), sum_over_ranks=lambda values: values.clone())
+    reports = []
+    for step in range(1, NUM_STEPS + 1):
+        loss_sum = torch.rand((), generator=generator) * 10 ** (step % 5)
+        applied = step not in (5, 6, 7, 8)
+        counts = Counts(3, 40 + step, 7 * step, 64)
+        figures.add(counts, loss_sum if applied else torch.tensor(float("nan")), applied)
+        if step % 4 == 0 or step == NUM_STEPS:
+            metrics = asdict(figures.report(step, step / 7, 1e-3, 1.0, 0))
+            reports.append(repr({name: value for name, value in metrics.items() if name not in MEASURED}))
+        if step == stopped_after:
+            text = json.dumps(figures.state(), allow_nan=False)
+            figures = Figures(torch.device("cpu"), sum_over_ranks=lambda values: values.clone())
+            counters, own_sum = json.loads(text)
+            figures.restore({**counters, "skipped_steps": 4}, own_sum)
+            totals = figures.totals()
+            assert totals == {name: counters[name] for name in totals}
+    return [*reports, repr(figures.totals())]
+
+
+@pytest.mark.parametrize("stopped_after", range(NUM_STEPS))
+def test_a_restored_run_reports_what_the_uninterrupted_one_does(stopped_after):
+    assert report_run(stopped_after) == report_run(None)
+
+
+def test_the_time_before_a_stop_counts_and_the_pause_does_not():
+    figures = Figures(torch.device("cpu"), sum_over_ranks=lambda values: values)
+    figures.add(Counts(1, 8, 2, 8), torch.tensor(3.0), applied=True)
+    with figures.paused():
+        first = figures.state()[0]
+        time.sleep(0.01)
+        second = figures.state()[0]
+    assert first == second
+    figures.restore({**first, "seconds_since_report": 1000.0}, 3.0)
+    assert figures.state()[0]["seconds_since_report"] >= 1000.0
+    metrics = figures.report(1, 0.1, 1e-3, 1.0, 0)
+    assert metrics.step_time_s >= 1000.0
+    assert metrics.tokens_per_s == pytest.approx(8 / metrics.step_time_s)

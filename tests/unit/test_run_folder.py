@@ -1,75 +1,115 @@
-import subprocess
-import sys
-
 import pytest
 
-from medsft.errors import UserError
 from medsft.files import write_json
-from medsft.run_folder import RunFolder, claim, model_folder, move_aside
+from medsft.run_folder import (
+    RunFolder,
+    holds_run,
+    left_by_a_run,
+    model_folder,
+    move_aside,
+    move_aside_newer,
+    step_name,
+    step_of,
+)
 
 
-def test_a_new_folder_is_made_and_locked(tmp_path):
-    path = tmp_path / "新 的" / "run"
-    lock = claim(path, overwrite=False)
-    assert path.is_dir()
-    assert lock.is_locked
-    lock.release()
+def make_checkpoints(path, *steps):
+    for step in steps:
+        folder = RunFolder(path).checkpoints / step_name(step)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(f"{step}")
 
 
-def test_a_folder_with_a_run_is_refused_and_says_how_to_go_on(tmp_path):
+def test_a_folder_holds_a_run_when_a_run_left_something(tmp_path):
+    assert not holds_run(tmp_path / "nowhere")
+    for name in ("notes.txt", ".lock", ".owner.json", "previous-1", "data_cache", "STOP"):
+        (tmp_path / name).touch()
+    assert not holds_run(tmp_path)
     write_json(RunFolder(tmp_path).description, {})
-    with pytest.raises(
-        UserError, match=r"already holds a run \(run\.json\).*--overwrite_output_dir"
-    ) as caught:
-        claim(tmp_path, overwrite=False)
-    assert str(tmp_path) in str(caught.value)
+    make_checkpoints(tmp_path, 1)
+    assert holds_run(tmp_path)
+    assert [item.name for item in left_by_a_run(tmp_path)] == ["run.json", "checkpoints"]
 
 
-def test_other_files_are_no_run(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    claim(tmp_path, overwrite=False).release()
+def test_a_run_from_before_checkpoints_is_recognised(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    assert holds_run(tmp_path)
 
 
-def test_overwriting_moves_the_old_run_aside_each_time(tmp_path):
+def test_what_a_run_left_is_moved_aside_each_time(tmp_path):
+    folder = RunFolder(tmp_path / "新 的")
+    folder.path.mkdir()
+    (folder.path / "notes.txt").write_text("mine")
+    move_aside(folder.path)  # nothing to move, and nothing is made
     for expected in ("previous-1", "previous-2"):
-        write_json(RunFolder(tmp_path).description, {"run": expected})
-        (tmp_path / "DONE").touch()
-        claim(tmp_path, overwrite=True).release()
-        assert (tmp_path / "DONE").exists()  # not before the run is known to be able to start
-        move_aside(tmp_path)
-        assert (tmp_path / expected / "run.json").exists()
-        assert (tmp_path / expected / "DONE").exists()
-        assert not (tmp_path / "DONE").exists()
+        write_json(folder.description, {"run": expected})
+        folder.done.touch()
+        make_checkpoints(folder.path, 10)
+        move_aside(folder.path)
+        aside = folder.path / expected
+        assert sorted(item.name for item in aside.iterdir()) == ["DONE", "checkpoints", "run.json"]
+        assert (aside / "checkpoints" / "step-00000010" / "manifest.json").read_text() == "10"
+        assert not holds_run(folder.path)
+    assert sorted(item.name for item in folder.path.iterdir()) == ["notes.txt", "previous-1", "previous-2"]
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from medsft.run_folder import claim
-lock = claim(Path(sys.argv[1]), False)
-print("held", flush=True)
-sys.stdin.read()
-"""
+def test_later_checkpoints_are_moved_aside_and_earlier_ones_stay(tmp_path):
+    checkpoints = RunFolder(tmp_path).checkpoints
+    make_checkpoints(tmp_path, 9, 10, 100_000_000, 11)
+    (checkpoints / step_name(12)).mkdir()  # damaged: no manifest
+    (checkpoints / "latest").write_text("step-00000010\n")
+    (checkpoints / ".step-00000013.tmp").mkdir()
+    (checkpoints / "step-14").mkdir()  # the user's own
+    (tmp_path / "previous-1").mkdir()
+    assert move_aside_newer(tmp_path, 10) == [11, 12, 100_000_000]
+    moved = tmp_path / "previous-2" / "checkpoints"
+    assert sorted(item.name for item in moved.iterdir()) == [
+        "step-00000011",
+        "step-00000012",
+        "step-100000000",
+    ]
+    assert (moved / "step-100000000" / "manifest.json").read_text() == "100000000"
+    assert sorted(item.name for item in checkpoints.iterdir()) == [
+        ".step-00000013.tmp",
+        "latest",
+        "step-00000009",
+        "step-00000010",
+        "step-14",
+    ]
+    assert move_aside_newer(tmp_path, 10) == []
+    assert not (tmp_path / "previous-3").exists()
 
 
-def test_a_second_run_is_refused_until_the_first_process_is_gone(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="in use by another run"):
-            claim(tmp_path, overwrite=True)
-    finally:
-        holder.kill()
-        holder.communicate()
-    claim(tmp_path, overwrite=False).release()
+def test_without_checkpoints_none_is_moved(tmp_path):
+    assert move_aside_newer(tmp_path, 0) == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot be written"):
-        claim(tmp_path / "file" / "run", overwrite=False)
+def test_the_name_of_a_step_is_read_back():
+    for step in (0, 1, 99_999_999, 100_000_000):
+        assert step_of(step_name(step)) == step
+    assert step_name(100) == "step-00000100"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "step-",
+        "step-100",
+        "step-0000000100",
+        "step--0000100",
+        "step-0000010a",
+        "00000100",
+        "step-0000010²",
+        "step-٠٠٠٠٠١٠٠",
+        ".step-00000100.tmp",
+        "step-00000100 ",
+        "step-step-00000100",
+    ],
+)
+def test_other_names_are_no_step(name):
+    assert step_of(name) is None
 
 
 def test_the_model_of_a_run_is_found_inside_it(tmp_path):

@@ -1,0 +1,79 @@
+"""`medsft chat` and `medsft compare`: what a model answers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medsft import exit_codes
+from medsft.cli.options import DeviceOption, ModelOption, Precision, PrecisionOption, Template, TemplateOption
+
+
+def chat(
+    model: ModelOption,
+    prompt_template: TemplateOption = Template.auto,
+    history: Annotated[
+        bool | None,
+        typer.Option(help="Keep earlier rounds (default: yes, but not in the med-chatglm form)."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max_new_tokens", min=1, help="Longest answer, tokens (default: 512, or half of what fits)."
+        ),
+    ] = None,
+    greedy: Annotated[bool, typer.Option(help="Always the most likely token.")] = False,
+    top_p: Annotated[float, typer.Option("--top_p", min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Higher is more varied.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    dtype: PrecisionOption = Precision.auto,
+    device: DeviceOption = "auto",
+) -> None:
+    """Talk to a model in the terminal, or pipe questions in, one a line."""
+    from medsft.inference.chat import chat as converse
+    from medsft.inference.responder import Sampling, open_responder, seed_everything
+
+    sys.stdin.reconfigure(errors="strict")  # a wrong encoding shall be told, not passed on to the model
+    if sys.stdin.isatty():
+        typer.echo(f"loading {model} …", err=True)
+    responder = open_responder(model, prompt_template.value, dtype.value, device)
+    seed_everything(seed)
+    keep = responder.template != "med-chatglm" if history is None else history
+    longest = max_new_tokens or min(512, responder.model.config.max_sequence_length // 2)
+    responder.prompt_ids("", (), longest)  # refuses a limit that leaves no room, before anything is typed
+    converse(responder, Sampling(longest, greedy, top_p, temperature), keep, sys.stdin)
+
+
+def compare(
+    base: Annotated[Path, typer.Option(help="Model folder before training.")],
+    tuned: Annotated[Path, typer.Option(help="Model or run folder after training.")],
+    questions: Annotated[Path, typer.Option(help="Instruction file: questions with their answers.")],
+    num_questions: Annotated[
+        int, typer.Option("--num_questions", min=1, help="How many, from the front.")
+    ] = 10,
+    min_exact: Annotated[
+        float, typer.Option("--min_exact", min=0.0, max=1.0, help="Exit 1 below this share of exact answers.")
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")
+    ] = 128,
+    prompt_template: TemplateOption = Template.auto,
+    dtype: PrecisionOption = Precision.auto,
+    device: DeviceOption = "auto",
+) -> None:
+    """The same questions to two models, side by side, greedily answered."""
+    from rich.console import Console
+
+    from medsft.evaluation.compare import compare_models, comparison_table, exact_share
+
+    comparisons = compare_models(
+        base, tuned, questions, num_questions, max_new_tokens, prompt_template.value, dtype.value, device
+    )
+    Console().print(comparison_table(comparisons))
+    share = exact_share(comparisons)
+    if share < min_exact:
+        typer.echo(f"only {share:.0%} exact answers after training, {min_exact:.0%} were asked for", err=True)
+        raise typer.Exit(exit_codes.CRASHED)

@@ -1,0 +1,46 @@
+"""Options that several commands take alike."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Template(StrEnum):
+    """Form of a question; auto: what the model was trained with."""
+
+    auto = "auto"
+    none = "none"
+    chatglm = "chatglm"
+    med_chatglm = "med-chatglm"
+
+
+class Precision(StrEnum):
+    """Number type of the weights in memory."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class StoredType(StrEnum):
+    """Number type of the weights in a file."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, or a run's output folder.")]
+TemplateOption = Annotated[
+    Template,
+    typer.Option(
+        "--prompt_template", help="How a question is written for the model; auto: as it was trained."
+    ),
+]
+PrecisionOption = Annotated[Precision, typer.Option(help="auto: fp32 on CPU, as stored on a GPU.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto: a GPU if there is one.")]

@@ -1,0 +1,241 @@
+"""What a run has to do with checkpoints: which one it begins with, when it saves, what it writes into one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from medsft.assembly import OF_A_PLACE
+from medsft.chatglm.base import BaseModel
+from medsft.checkpoint import commit
+from medsft.checkpoint.manifest import Identity, Manifest, Validation
+from medsft.checkpoint.reader import Checkpoint
+from medsft.checkpoint.resume import candidates, changed_flags, check_same_run, open_best
+from medsft.checkpoint.retention import Keep
+from medsft.checkpoint.saver import CheckpointSaver
+from medsft.config import Config, RunConfig
+from medsft.data.plan import StepPlan
+from medsft.data.progress import terminal_progress
+from medsft.engine.distributed import AgreedError, World, together
+from medsft.engine.rng import restore_rng_states
+from medsft.engine.state import TrainingState
+from medsft.engine.step import TrainStep
+from medsft.errors import UserError
+from medsft.monitor.metrics import Figures, Save
+from medsft.monitor.reporter import Reporter
+from medsft.provenance import Provenance
+from medsft.run_folder import RunFolder, move_aside, move_aside_newer, move_aside_results
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+
+def identity_of(base: BaseModel, plan: StepPlan) -> Identity:
+    """What makes two starts the same run."""
+    return Identity(
+        model=base.fingerprint(),
+        tokenizer=base.tokenizer.fingerprint(),
+        data=plan.fingerprint,
+        seed=plan.seed,
+        global_batch_size=plan.global_batch_size,
+    )
+
+
+def starts_over(config: RunConfig, environment: Mapping[str, str]) -> bool:
+    """Whether an earlier run in the folder is to give way: --overwrite_output_dir, at the first start only.
+
+    A launcher (ours, or Slurm) that starts the same command again wants it to go on.
+    """
+    restarts = max(int(environment.get(name) or 0) for name in ("MEDSFT_RESTARTS", "SLURM_RESTART_COUNT"))
+    return config.overwrite_output_dir and restarts == 0
+
+
+def find_checkpoint(
+    config: Config, base: BaseModel, plan: StepPlan, folder: RunFolder, world: World
+) -> Checkpoint | None:
+    """The checkpoint that the run begins with, verified and held against the settings; None for step 0."""
+    flags = config.run
+    with together(world):
+        paths = []
+        if world.is_main:
+            paths = candidates(folder, flags.resume_from_checkpoint, starts_over(flags, os.environ))
+    with terminal_progress("verifying the checkpoint") as progress:
+        checkpoint = open_best(paths, world, progress if world.is_main else None)
+    if checkpoint is None:
+        return None
+    manifest = checkpoint.manifest
+    with together(world):
+        check_same_run(manifest, identity_of(base, plan), base.shapes, flags.allow_changed)
+        if manifest.step > plan.num_steps:
+            raise UserError(
+                f"{checkpoint.folder} is of step {manifest.step}, and this run has {plan.num_steps} steps. "
+                "Give more --max_steps or --num_train_epochs, or an earlier checkpoint."
+            )
+    for change in changed_flags(manifest.flags, config.flags(), OF_A_PLACE | _OF_A_START):
+        logger.info("changed since the checkpoint: %s", change)
+    ranks = f"{manifest.world_size} rank{'s' if manifest.world_size > 1 else ''}"
+    logger.info(
+        "going on from %s: step %d of %d, epoch %.2f, saved by %s",
+        checkpoint.folder,
+        manifest.step,
+        plan.num_steps,
+        manifest.epoch,
+        ranks,
+    )
+    return checkpoint
+
+
+_OF_A_START = frozenset({"resume_from_checkpoint", "overwrite_output_dir", "allow_changed"})
+
+
+def make_room(folder: RunFolder, checkpoint: Checkpoint | None) -> None:
+    """Leaves in the folder what the run goes on with, and nothing that it would take for its own.
+
+    For rank 0 alone. What an earlier start did not finish to write or to delete is removed; the rest goes to
+    previous-N: everything for a run that begins at step 0 or elsewhere, else checkpoints newer than the one
+    it goes on from, and the model and DONE of a run that had finished.
+    """
+    for name in commit.clean(folder.checkpoints):
+        logger.info("removed %s, which an earlier start did not finish", folder.checkpoints / name)
+    if checkpoint is None or checkpoint.folder.resolve().parent != folder.checkpoints.resolve():
+        if aside := move_aside(folder.path):
+            logger.info("what an earlier run left in %s is moved to %s", folder.path, aside.name)
+        return
+    step = checkpoint.manifest.step
+    moved = move_aside_newer(folder.path, step)
+    if moved:
+        logger.warning("newer than step %d, so moved to previous-N: checkpoints %s", step, moved)
+    move_aside_results(folder.path)
+    commit.point(folder.checkpoints)
+
+
+def restore(
+    checkpoint: Checkpoint, state: TrainingState, step: TrainStep, figures: Figures, world: World
+) -> None:
+    """Puts everything that a step changes back to where the checkpoint was taken."""
+    manifest = checkpoint.manifest
+    with together(world), terminal_progress("reading optimiser states") as progress:
+        state.restore(checkpoint, manifest.adam_step, progress if world.is_main else None)
+        state.restore_scaler(manifest.loss_scaler)
+        step.restore(manifest.counters)
+        if manifest.world_size == world.size:
+            mine = manifest.ranks[world.rank]
+            restore_rng_states(mine.rng)
+            loss_sum = mine.figures_loss_sum
+        else:
+            # Nothing in a step draws random numbers, and a sum is the same on whatever rank it lies.
+            everyone = sum(rank.figures_loss_sum for rank in manifest.ranks)
+            loss_sum = everyone if world.is_main else 0.0
+        figures.restore(manifest.counters, loss_sum)
+
+
+class Saving:
+    """The checkpoints of a run: begins saves, takes up how they ended, reports them.
+
+    All methods are collectives. `failed` is what `has_failed` said on any rank.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        state: TrainingState,
+        base: BaseModel,
+        reporter: Reporter,
+        world: World,
+    ) -> None:
+        keep = Keep(config.save_total_limit, config.keep_every_steps, config.keep_best)
+        self._saver = CheckpointSaver(folder.checkpoints, state, world, keep, base.write_companions)
+        self._goes_on = config.on_save_failure == "continue"
+        self._reporter = reporter
+        self._minutes = (config.save_minutes or 30.0) if config.save_strategy == "time" else None
+        self._begun_s = time.monotonic()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last save is over on this rank, without a checkpoint."""
+        return self._saver.has_failed
+
+    @property
+    def is_time(self) -> bool:
+        """Whether --save_minutes have passed since the last save began, by this rank's clock."""
+        return self._minutes is not None and time.monotonic() - self._begun_s >= self._minutes * 60
+
+    def begin(self, draft: Manifest, figures_loss_sum: float) -> None:
+        """Waits for the save in flight, if any, and begins one of the step that `draft` names."""
+        start_s = time.perf_counter()
+        self.settle()
+        self._begun_s = time.monotonic()
+        self._saver.save(draft, figures_loss_sum, time.perf_counter() - start_s)
+
+    def look(self, failed: bool) -> None:
+        """Takes up a save that has ended, without waiting for one that has not."""
+        if failed or self._saver.has_ended:
+            self.settle()
+
+    def settle(self, must: bool = False) -> None:
+        """Waits for the save in flight and takes it up; `must`: the run cannot go on without it.
+
+        Raises `AgreedError` when it failed and the run is to end then; the checkpoints before are untouched.
+        """
+        end = self._saver.take()
+        if end is None:
+            return
+        if end.fault is None:
+            self._reporter.checkpoint(Save(end.step, end.stall_s, end.write_s, end.num_bytes))
+        elif must or not self._goes_on:
+            raise AgreedError(f"the checkpoint of step {end.step} could not be saved: {end.fault}")
+        else:
+            logger.warning("the checkpoint of step %d could not be saved: %s", end.step, end.fault)
+
+
+def is_save_due(config: RunConfig, plan: StepPlan, step: int) -> bool:
+    """After step `step` (from 0), by --save_strategy; the clock is asked elsewhere."""
+    if config.save_strategy == "no":
+        return False
+    if step + 1 == plan.num_steps:
+        return True
+    if config.save_strategy == "steps":
+        return (step + 1) % (config.save_steps or 500) == 0
+    return config.save_strategy == "epoch" and plan.ends_epoch(step)
+
+
+def draft_manifest(
+    provenance: Provenance,
+    identity: Identity,
+    plan: StepPlan,
+    done: int,
+    validation: Validation | None,
+    counters: Mapping[str, int | float | None],
+    ds_config: Mapping[str, object],
+) -> Manifest:
+    """A checkpoint's manifest after `done` steps, but for what the saver knows."""
+    return Manifest(
+        step=done,
+        epoch=plan.epochs_done(done - 1) if done else 0.0,
+        examples_seen=int(counters["examples_seen"] or 0),
+        tokens_seen=int(counters["tokens_seen"] or 0),
+        train_loss=counters["train_loss"],
+        validation=validation,
+        created="",
+        world_size=0,
+        identity=identity,
+        plan=asdict(plan),
+        base_model=provenance.base_model,
+        prompt_template=provenance.prompt_template,
+        flags=provenance.flags,
+        deepspeed=ds_config,
+        versions=provenance.versions,
+        adam_step=0,
+        loss_scaler={},
+        counters=counters,
+        ranks=(),
+        files={},
+        parameters={},
+    )

@@ -1,0 +1,279 @@
+"""A run that ends and is started again: bit for bit the same, on any number of ranks, from what is good."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from runs import REPOSITORY, launch, ranks_of, read_metrics, running, wait_for_step
+from safetensors.torch import load_file
+
+NUM_STEPS = 14
+SAVE_STEPS = 4
+
+
+def flags(toy_model, instruction_file, out, **more):
+    """Flags of a run of 14 steps of 8 examples that saves after every fourth."""
+    settings = {
+        "model_name_or_path": toy_model,
+        "train_file": instruction_file,
+        "output_dir": out,
+        "max_source_length": 96,
+        "max_target_length": 96,
+        "per_device_train_batch_size": 2,
+        "global_batch_size": 8,
+        "max_steps": NUM_STEPS,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": SAVE_STEPS,
+        "data_cache_dir": Path(out).parent / "data cache",
+    } | more
+    return [
+        text for name, value in settings.items() if value is not None for text in (f"--{name}", str(value))
+    ]
+
+
+def curve(run):
+    """Step -> (loss, gradient norm, examples seen), in the order of the file."""
+    return {r["step"]: (r["loss"], r["grad_norm"], r["examples_seen"]) for r in read_metrics(run)}
+
+
+def weights_digest(folder):
+    """SHA-256 of all tensors of a model folder."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        digest.update(name.encode() + tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def checkpoint_steps(run):
+    return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+def finish(arguments, ranks, *said, launcher="launcher"):
+    """Starts the run again, to its end; what it printed must contain `said`."""
+    done = launch(arguments, ranks, launcher)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for text in said:
+        assert text in done.stdout + done.stderr, done.stdout + done.stderr
+    return done
+
+
+PRECISIONS = {
+    "fp32": REPOSITORY / "ds_configs" / "zero3_cpu.json",
+    "bf16": REPOSITORY / "ds_configs" / "zero3.json",
+}
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def uninterrupted(request, toy_model, instruction_file, tmp_path_factory):
+    """(DeepSpeed JSON, folder) of a run of two ranks that nobody disturbed."""
+    out = tmp_path_factory.mktemp("不间断 runs") / request.param
+    config = PRECISIONS[request.param]
+    finish(flags(toy_model, instruction_file, out, deepspeed=config), 2)
+    return config, out
+
+
+def test_a_killed_run_goes_on_bit_for_bit(uninterrupted, toy_model, instruction_file, tmp_path):
+    config, whole = uninterrupted
+    out = tmp_path / "杀掉 run"
+    arguments = flags(toy_model, instruction_file, out, deepspeed=config)
+    chance = random.Random(config.name)
+    for _ in range(2):
+        before = max(curve(out), default=0)
+        with running(arguments, tmp_path / "log", ranks=2) as process:
+            wait_for_step(out, min(before + chance.randint(1, 5), NUM_STEPS - 2), process)
+            ranks_of(process)[chance.randint(0, 1)].kill()
+            assert process.wait(timeout=60) == 128 + signal.SIGKILL, (tmp_path / "log").read_text()
+        assert not (out / "DONE").exists()
+    finish(arguments, 2)
+    assert curve(out) == curve(whole)
+    steps = [record["step"] for record in read_metrics(out)]
+    assert steps == list(range(1, NUM_STEPS + 1))
+    assert weights_digest(out / "model") == weights_digest(whole / "model")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
+    number, uninterrupted, toy_model, instruction_file, tmp_path
+):
+    config, whole = uninterrupted
+    if config is PRECISIONS["bf16"] and number != signal.SIGTERM:
+        pytest.skip("one signal is enough for the second precision")
+    out = tmp_path / "run"
+    arguments = flags(toy_model, instruction_file, out, deepspeed=config, save_strategy="no", save_steps=None)
+    with running(arguments, tmp_path / "log", ranks=2) as process:
+        wait_for_step(out, 3, process)
+        last = ranks_of(process)[-1]
+        last.send_signal(number)
+        last.send_signal(number)  # again, in the middle of it
+        assert process.wait(timeout=60) == 75, (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "same command" in log and "Traceback" not in log
+    (stopped,) = checkpoint_steps(out)
+    assert max(curve(out)) == stopped
+    finish(arguments, 2, f"going on from {out}/checkpoints/step-{stopped:08}: step {stopped} of {NUM_STEPS}")
+    assert curve(out) == curve(whole)
+    assert weights_digest(out / "model") == weights_digest(whole / "model")
+
+
+def test_any_number_of_ranks_goes_on(uninterrupted, toy_model, instruction_file, tmp_path):
+    config, _ = uninterrupted
+    if config is PRECISIONS["bf16"]:
+        pytest.skip("in bf16 the curves of different numbers of ranks part by rounding")
+    out = tmp_path / "run"
+    arguments = flags(toy_model, instruction_file, out, deepspeed=config, save_steps=3)
+    for ranks, steps, launcher in (
+        (2, 3, "launcher"),
+        (1, 6, "python"),
+        (3, 9, "torchrun"),
+        (2, 14, "launcher"),
+    ):
+        # Fewer steps than in the end, but the learning rate of the whole: its schedule is flat here.
+        finish([*arguments, "--max_steps", str(steps), *CONSTANT], ranks, launcher=launcher)
+    reference = tmp_path / "reference"
+    finish([*flags(toy_model, instruction_file, reference, deepspeed=config), *CONSTANT], 2)
+    ours, theirs = curve(out), curve(reference)
+    assert list(ours) == list(theirs) == list(range(1, NUM_STEPS + 1))
+    for step, (loss, norm, seen) in ours.items():
+        assert loss == pytest.approx(theirs[step][0], rel=1e-5)
+        assert norm == pytest.approx(theirs[step][1], rel=1e-3)
+        assert seen == theirs[step][2]
+    # DONE and model of the shorter runs are not lost, and not in the way.
+    assert sorted(path.name for path in out.glob("previous-*/*")) == ["DONE"] * 3 + ["model"] * 3
+
+
+CONSTANT = ("--lr_scheduler_type", "constant", "--warmup_ratio", "0")
+
+
+@pytest.fixture
+def run_folder(uninterrupted, tmp_path):
+    """A copy of the finished run, without its end: checkpoints of the steps 12 and 14."""
+    config, whole = uninterrupted
+    if config is PRECISIONS["bf16"]:
+        pytest.skip("files are the same in any precision")
+    out = tmp_path / "拷贝 run"
+    shutil.copytree(whole, out)
+    (out / "DONE").unlink()
+    return out
+
+
+def test_damage_is_named_and_the_one_before_is_taken(run_folder, toy_model, instruction_file):
+    shard = run_folder / "checkpoints" / "step-00000014" / "rank-00001-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    (run_folder / "checkpoints" / "latest").write_text("")
+    before = curve(run_folder)
+    done = finish(flags(toy_model, instruction_file, run_folder), 2, "going on from", "step 12 of 14")
+    found = hashlib.sha256(content).hexdigest()
+    said = done.stdout + done.stderr
+    assert "step-00000014 is passed over" in said and str(shard) in said and found in said
+    assert curve(run_folder) == before
+    assert checkpoint_steps(run_folder) == [12, 14]
+    assert (run_folder / "checkpoints" / "latest").read_text() == "step-00000014\n"
+    # The damaged one is kept for whoever wants to look, where no run takes it for its own.
+    assert len(list(run_folder.glob("previous-*/checkpoints/step-00000014"))) == 1
+
+
+def test_it_never_starts_over_when_no_checkpoint_is_good(run_folder, toy_model, instruction_file):
+    for step, harm in ((12, lambda path: path.unlink()), (14, lambda path: os.truncate(path, 1000))):
+        harm(run_folder / "checkpoints" / f"step-{step:08}" / "rank-00000-of-00002.safetensors")
+    before = sorted(path for path in run_folder.rglob("*") if "tensorboard" not in path.parts)
+    done = launch(flags(toy_model, instruction_file, run_folder), 2)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no checkpoint is good" in done.stderr and "missing" in done.stderr and "1000 bytes" in done.stderr
+    assert sorted(path for path in run_folder.rglob("*") if "tensorboard" not in path.parts) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 7}, ("seed was 42 and is 7", "--allow_changed seed")),
+        ({"global_batch_size": 4}, ("global_batch_size was 8 and is 4",)),
+        ({"max_train_samples": 100}, ("data was", "--train_file")),
+        ({"max_steps": 5}, ("is of step 14, and this run has 5 steps",)),
+        ({"resume_from_checkpoint": "none"}, ("already holds a run", "previous-N")),
+        ({"resume_from_checkpoint": "/nowhere/step-00000002"}, ("is not there",)),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_another_run_is_refused_with_both_values(change, said, run_folder, toy_model, instruction_file):
+    done = launch(flags(toy_model, instruction_file, run_folder, **change), launcher="python")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in done.stderr
+
+
+def test_a_change_that_is_meant_is_allowed_and_told(run_folder, toy_model, instruction_file):
+    arguments = flags(
+        toy_model,
+        instruction_file,
+        run_folder,
+        seed=7,
+        allow_changed="seed",
+        max_steps=16,
+        learning_rate=5e-4,
+    )
+    finish(arguments, 1, "seed was 42 and is 7", "--learning_rate 0.001 → 0.0005", launcher="python")
+    assert max(curve(run_folder)) == 16
+
+
+def test_another_folder_may_begin_with_this_checkpoint(run_folder, toy_model, instruction_file, tmp_path):
+    checkpoint = run_folder / "checkpoints" / "step-00000012"
+    out = tmp_path / "branch"
+    finish(
+        flags(toy_model, instruction_file, out, resume_from_checkpoint=checkpoint),
+        2,
+        f"going on from {checkpoint}: step 12",
+    )
+    assert curve(out) == {step: values for step, values in curve(run_folder).items() if step > 12}
+
+
+def test_a_stop_file_ends_the_run_and_is_gone(toy_model, instruction_file, tmp_path):
+    out = tmp_path / "run"
+    arguments = flags(toy_model, instruction_file, out, max_steps=400, save_strategy="no", save_steps=None)
+    with running(arguments, tmp_path / "log", launcher="python") as process:
+        wait_for_step(out, 2, process)
+        (out / "STOP").touch()
+        assert process.wait(timeout=60) == 75, (tmp_path / "log").read_text()
+    assert not (out / "STOP").exists()
+    assert "STOP file" in (tmp_path / "log").read_text()
+    assert checkpoint_steps(out) == [max(curve(out))]
+
+
+def test_retention_and_what_a_checkpoint_says_of_itself(toy_model, instruction_file, tmp_path):
+    out = tmp_path / "run"
+    arguments = flags(
+        toy_model, instruction_file, out, save_steps=1, keep_every_steps=5, save_total_limit=1,
+        validation_file=instruction_file, eval_steps=3, max_steps=8,
+    )  # fmt: skip
+    finish(arguments, 1, launcher="python")
+    losses = {record["step"]: record["loss"] for record in read_metrics(out, "validation")}
+    best = min((loss, step) for step, loss in losses.items())[1]
+    assert checkpoint_steps(out) == sorted({5, 8, best})
+    manifest = json.loads((out / "checkpoints" / "step-00000005" / "manifest.json").read_text())
+    assert manifest["step"] == manifest["adam_step"] == 5
+    assert manifest["examples_seen"] == 40 and manifest["epoch"] == pytest.approx(40 / 512)
+    assert manifest["validation"] == {"step": 3, "loss": losses[3]}
+    saves = read_metrics(out, "checkpoint")
+    assert [save["step"] for save in saves] == list(range(1, 9))
+    assert all(save["num_bytes"] > 0 and save["stall_s"] >= 0 for save in saves)
+
+
+def test_time_decides_when_asked_to(toy_model, instruction_file, tmp_path):
+    out = tmp_path / "run"
+    arguments = flags(
+        toy_model, instruction_file, out, save_strategy="time", save_steps=None, save_minutes=0.001,
+        save_total_limit=100,
+    )  # fmt: skip
+    finish(arguments, 1, launcher="python")
+    assert len(checkpoint_steps(out)) > 2 and max(checkpoint_steps(out)) == NUM_STEPS

@@ -1,0 +1,115 @@
+"""When a crashed job is started again, and where its progress is seen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.restart import Policy, Progress, after_crash, checkpoints_folder, newest_step
+
+
+@pytest.mark.parametrize(
+    ("before", "newest", "max_restarts", "expected"),
+    [
+        # No checkpoint yet.
+        (Progress(None, 0), None, 2, Progress(None, 1)),
+        (Progress(None, 1), None, 2, Progress(None, 2)),
+        (Progress(None, 2), None, 2, None),
+        # Without restarts allowed, progress changes nothing.
+        (Progress(None, 0), 100, 0, None),
+        # A new one, the first or a further one, resets the count.
+        (Progress(None, 2), 100, 2, Progress(100, 1)),
+        (Progress(100, 2), 200, 2, Progress(200, 1)),
+        (Progress(100, 2), 101, 2, Progress(101, 1)),
+        # The same one, an older one, or none any more is no progress, and the newest is remembered.
+        (Progress(100, 1), 100, 2, Progress(100, 2)),
+        (Progress(100, 2), 100, 2, None),
+        (Progress(100, 1), 50, 2, Progress(100, 2)),
+        (Progress(100, 2), 50, 2, None),
+        (Progress(100, 1), None, 2, Progress(100, 2)),
+    ],
+)
+def test_after_crash(before, newest, max_restarts, expected):
+    assert after_crash(before, newest, max_restarts) == expected
+
+
+def test_a_job_whose_checkpoints_come_and_go_does_not_crash_for_ever():
+    progress: Progress | None = Progress(None)
+    for number in range(100):
+        progress = after_crash(progress, 100 if number % 2 else 50, max_restarts=3)
+        if progress is None:
+            break
+    assert progress is None
+
+
+def test_waits_double_up_to_a_minute():
+    policy = Policy(max_restarts=10_000)
+    assert [policy.delay_s(number) for number in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert policy.delay_s(10_000) == 60
+    assert Policy(1, first_delay_s=0.25).delay_s(3) == 1.0
+    assert Policy(1, first_delay_s=0.0).delay_s(10_000) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--output_dir", "runs/一 个", "--seed", "1"], "runs/一 个/checkpoints"),
+        (["--seed", "1", "--output_dir=runs/a=b"], "runs/a=b/checkpoints"),
+        (["--output-dir", "runs/a"], "runs/a/checkpoints"),
+        (["--output_dir", "first", "--output_dir=last"], "last/checkpoints"),
+        (["--output_dir=first", "--output_dir", "last"], "last/checkpoints"),
+        (["--output_directory", "x", "--my--output_dir=x"], None),
+        (["--config", "train.yaml"], None),
+        (["--output_dir"], None),
+        (["--output_dir="], None),
+        ([], None),
+    ],
+)
+def test_the_output_folder_is_read_from_the_scripts_arguments(arguments, expected):
+    assert checkpoints_folder(arguments) == (None if expected is None else Path(expected))
+
+
+def make_checkpoint(root: Path, name: str, manifest: bool = True) -> None:
+    (root / name).mkdir(parents=True)
+    if manifest:
+        (root / name / "manifest.json").write_text("{}", encoding="utf-8")
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
+    root = tmp_path / "运行 1" / "checkpoints"
+    assert newest_step(root) is None
+    root.mkdir(parents=True)
+    assert newest_step(root) is None
+    for name in ("step-00000200", "step-00000100", "step-00000030"):
+        make_checkpoint(root, name)
+    # Clocks differ between hosts: the oldest by its time is the newest.
+    os.utime(root / "step-00000200", (0, 0))
+    assert newest_step(root) == 200
+    make_checkpoint(root, "step-123456789")
+    assert newest_step(root) == 123_456_789
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    make_checkpoint(tmp_path, "step-00000100")
+    make_checkpoint(tmp_path, "step-00000200", manifest=False)
+    make_checkpoint(tmp_path, ".step-00000300.tmp")
+    make_checkpoint(tmp_path, ".step-00000400.deleted")
+    make_checkpoint(tmp_path, "step-500")
+    make_checkpoint(tmp_path, "step-00000600 (copy)")
+    (tmp_path / "step-00000700").write_text("a file", encoding="utf-8")
+    # The pointer may be behind, or gone.
+    (tmp_path / "latest").write_text("step-00000800\n", encoding="utf-8")
+    assert newest_step(tmp_path) == 100
+
+
+def test_a_file_in_the_place_of_the_folder_holds_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").write_text("", encoding="utf-8")
+    assert newest_step(tmp_path / "checkpoints") is None
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):
+    (tmp_path / "checkpoints").symlink_to("checkpoints")  # a loop: unreadable for root too
+    with pytest.raises(OSError):
+        newest_step(tmp_path / "checkpoints")
