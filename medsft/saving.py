@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from medsft.assembly import OF_A_PLACE
 from medsft.chatglm.base import BaseModel
@@ -20,18 +20,16 @@ from medsft.checkpoint.saver import CheckpointSaver
 from medsft.config import Config, RunConfig
 from medsft.data.plan import StepPlan
 from medsft.data.progress import terminal_progress
-from medsft.engine.distributed import AgreedError, World, together
+from medsft.engine.distributed import AgreedError, World, largest, together
 from medsft.engine.rng import restore_rng_states
-from medsft.engine.state import TrainingState
+from medsft.engine.state import TrainingState, restore_scaler
 from medsft.engine.step import TrainStep
+from medsft.engine.stop import Stopped, StopRequest
 from medsft.errors import UserError
 from medsft.monitor.metrics import Figures, Save
 from medsft.monitor.reporter import Reporter
 from medsft.provenance import Provenance
 from medsft.run_folder import RunFolder, move_aside, move_aside_newer, move_aside_results
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +92,11 @@ def find_checkpoint(
 _OF_A_START = frozenset({"resume_from_checkpoint", "overwrite_output_dir", "allow_changed"})
 
 
+def is_of(checkpoint: Checkpoint, folder: RunFolder) -> bool:
+    """Whether a checkpoint is one of this run's own."""
+    return checkpoint.folder.resolve().parent == folder.checkpoints.resolve()
+
+
 def make_room(folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     """Leaves in the folder what the run goes on with, and nothing that it would take for its own.
 
@@ -103,7 +106,7 @@ def make_room(folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     """
     for name in commit.clean(folder.checkpoints):
         logger.info("removed %s, which an earlier start did not finish", folder.checkpoints / name)
-    if checkpoint is None or checkpoint.folder.resolve().parent != folder.checkpoints.resolve():
+    if checkpoint is None or not is_of(checkpoint, folder):
         if aside := move_aside(folder.path):
             logger.info("what an earlier run left in %s is moved to %s", folder.path, aside.name)
         return
@@ -122,7 +125,7 @@ def restore(
     manifest = checkpoint.manifest
     with together(world), terminal_progress("reading optimiser states") as progress:
         state.restore(checkpoint, manifest.adam_step, progress if world.is_main else None)
-        state.restore_scaler(manifest.loss_scaler)
+        restore_scaler(state.loss_scaler, manifest.loss_scaler)
         step.restore(manifest.counters)
         if manifest.world_size == world.size:
             mine = manifest.ranks[world.rank]
@@ -135,93 +138,28 @@ def restore(
         figures.restore(manifest.counters, loss_sum)
 
 
-class Saving:
-    """The checkpoints of a run: begins saves, takes up how they ended, reports them.
+class Draft(Protocol):
+    """`draft_manifest` with the facts of a run filled in."""
 
-    All methods are collectives. `failed` is what `has_failed` said on any rank.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        state: TrainingState,
-        base: BaseModel,
-        reporter: Reporter,
-        world: World,
-    ) -> None:
-        keep = Keep(config.save_total_limit, config.keep_every_steps, config.keep_best)
-        self._saver = CheckpointSaver(folder.checkpoints, state, world, keep, base.write_companions)
-        self._goes_on = config.on_save_failure == "continue"
-        self._reporter = reporter
-        self._minutes = (config.save_minutes or 30.0) if config.save_strategy == "time" else None
-        self._begun_s = time.monotonic()
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the last save is over on this rank, without a checkpoint."""
-        return self._saver.has_failed
-
-    @property
-    def is_time(self) -> bool:
-        """Whether --save_minutes have passed since the last save began, by this rank's clock."""
-        return self._minutes is not None and time.monotonic() - self._begun_s >= self._minutes * 60
-
-    def begin(self, draft: Manifest, figures_loss_sum: float) -> None:
-        """Waits for the save in flight, if any, and begins one of the step that `draft` names."""
-        start_s = time.perf_counter()
-        self.settle()
-        self._begun_s = time.monotonic()
-        self._saver.save(draft, figures_loss_sum, time.perf_counter() - start_s)
-
-    def look(self, failed: bool) -> None:
-        """Takes up a save that has ended, without waiting for one that has not."""
-        if failed or self._saver.has_ended:
-            self.settle()
-
-    def settle(self, must: bool = False) -> None:
-        """Waits for the save in flight and takes it up; `must`: the run cannot go on without it.
-
-        Raises `AgreedError` when it failed and the run is to end then; the checkpoints before are untouched.
-        """
-        end = self._saver.take()
-        if end is None:
-            return
-        if end.fault is None:
-            self._reporter.checkpoint(Save(end.step, end.stall_s, end.write_s, end.num_bytes))
-        elif must or not self._goes_on:
-            raise AgreedError(f"the checkpoint of step {end.step} could not be saved: {end.fault}")
-        else:
-            logger.warning("the checkpoint of step %d could not be saved: %s", end.step, end.fault)
-
-
-def is_save_due(config: RunConfig, plan: StepPlan, step: int) -> bool:
-    """After step `step` (from 0), by --save_strategy; the clock is asked elsewhere."""
-    if config.save_strategy == "no":
-        return False
-    if step + 1 == plan.num_steps:
-        return True
-    if config.save_strategy == "steps":
-        return (step + 1) % (config.save_steps or 500) == 0
-    return config.save_strategy == "epoch" and plan.ends_epoch(step)
+    def __call__(self, done: int, validation: Validation | None) -> tuple[Manifest, float]: ...
 
 
 def draft_manifest(
     provenance: Provenance,
     identity: Identity,
     plan: StepPlan,
+    ds_config: Mapping[str, Any],
+    step: TrainStep,
+    figures: Figures,
     done: int,
     validation: Validation | None,
-    counters: Mapping[str, int | float | None],
-    ds_config: Mapping[str, object],
-) -> Manifest:
-    """A checkpoint's manifest after `done` steps, but for what the saver knows."""
-    return Manifest(
+) -> tuple[Manifest, float]:
+    """A checkpoint's manifest after `done` steps but for what the saver knows, and this rank's loss sum."""
+    counters, loss_sum = figures.state()
+    manifest = Manifest(
         step=done,
-        epoch=plan.epochs_done(done - 1) if done else 0.0,
-        examples_seen=int(counters["examples_seen"] or 0),
-        tokens_seen=int(counters["tokens_seen"] or 0),
-        train_loss=counters["train_loss"],
+        epoch=plan.epochs_done(done - 1),
+        **figures.totals(),
         validation=validation,
         created="",
         world_size=0,
@@ -234,8 +172,99 @@ def draft_manifest(
         versions=provenance.versions,
         adam_step=0,
         loss_scaler={},
-        counters=counters,
+        counters={**counters, **step.counters()},
         ranks=(),
         files={},
         parameters={},
     )
+    return manifest, loss_sum
+
+
+class Saving:
+    """The checkpoints of a run: begins saves, takes up how they ended, reports them.
+
+    All methods are collectives.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: StepPlan,
+        folder: RunFolder,
+        state: TrainingState,
+        base: BaseModel,
+        draft: Draft,
+        reporter: Reporter,
+        world: World,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._draft = draft
+        self._reporter = reporter
+        self._world = world
+        keep = Keep(config.save_total_limit, config.keep_every_steps, config.keep_best)
+        self._saver = CheckpointSaver(folder.checkpoints, state, world, keep, base.write_companions)
+        self._begun_s = time.monotonic()
+
+    def after_step(self, step: int, stop: StopRequest, validation: Validation | None) -> None:
+        """After step `step` (from 0): saves if it is time to, and ends the run if somebody asked for it.
+
+        `validation` is the most recent one. Raises `Stopped`, the checkpoint on the disk, on all ranks alike;
+        `AgreedError` when a save failed and the run is to end then.
+        """
+        vote, is_time, has_failed = largest(
+            self._world, stop.vote(self._world), self._is_time(), self._saver.has_failed
+        )
+        if has_failed or self._saver.has_ended:
+            self.settle()
+        done = step + 1
+        # A run that has all its steps behind it ends by itself.
+        reason = stop.verdict(vote, self._world) if done < self._plan.num_steps else None
+        if reason or is_time or is_save_due(self._config, self._plan, step):
+            self._begin(done, validation)
+        if reason:
+            self.settle(must=True)
+            stop.clear()
+            raise Stopped(reason, done)
+
+    def settle(self, must: bool = False) -> None:
+        """Waits for the save in flight, if any, and takes it up; `must`: the run cannot go on without it.
+
+        Raises `AgreedError` when it failed and the run is to end then; the checkpoints before are untouched.
+        """
+        end = self._saver.take()
+        if end is None:
+            return
+        if end.fault is None:
+            self._reporter.checkpoint(Save(end.step, end.stall_s, end.write_s, end.num_bytes))
+        elif must or self._config.on_save_failure == "stop":
+            raise AgreedError(f"the checkpoint of step {end.step} could not be saved: {end.fault}")
+        else:
+            logger.warning("the checkpoint of step %d could not be saved: %s", end.step, end.fault)
+
+    def _begin(self, done: int, validation: Validation | None) -> None:
+        start_s = time.perf_counter()
+        self.settle()  # one at a time
+        self._begun_s = time.monotonic()
+        self._saver.save(*self._draft(done, validation), waited_s=time.perf_counter() - start_s)
+
+    def _is_time(self) -> bool:
+        """Whether --save_minutes have passed since the last save began, by this rank's clock."""
+        minutes = self._config.save_minutes or DEFAULT_SAVE_MINUTES
+        passed_s = time.monotonic() - self._begun_s
+        return self._config.save_strategy == "time" and passed_s >= minutes * 60
+
+
+DEFAULT_SAVE_STEPS = 500
+DEFAULT_SAVE_MINUTES = 30.0
+
+
+def is_save_due(config: RunConfig, plan: StepPlan, step: int) -> bool:
+    """After step `step` (from 0), by --save_strategy; the clock is asked elsewhere."""
+    if config.save_strategy == "no":
+        return False
+    if step + 1 == plan.num_steps:
+        return True
+    if config.save_strategy == "steps":
+        return (step + 1) % (config.save_steps or DEFAULT_SAVE_STEPS) == 0
+    return config.save_strategy == "epoch" and plan.ends_epoch(step)

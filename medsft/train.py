@@ -20,6 +20,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medsft import assembly
@@ -46,15 +47,7 @@ from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.provenance import Provenance, software_versions
 from medsft.run_folder import RunFolder, writing
 from medsft.run_lock import check_shared, claim
-from medsft.saving import (
-    Saving,
-    draft_manifest,
-    find_checkpoint,
-    identity_of,
-    is_save_due,
-    make_room,
-    restore,
-)
+from medsft.saving import Saving, draft_manifest, find_checkpoint, identity_of, is_of, make_room, restore
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -83,7 +76,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     assembly.compare_ranks(config, base, data, validation_data, plan, ds_config, world)
     checkpoint = find_checkpoint(config, base, plan, folder, world)
     start_step = 0 if checkpoint is None else checkpoint.manifest.step
-    if is_finished(folder, start_step, plan):
+    if is_finished(folder, checkpoint, plan, world):
         return
 
     engine = assembly.start_model(config, base, checkpoint, ds_config, world)
@@ -99,12 +92,13 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     state = TrainingState(engine, world)
     if checkpoint is not None:
         restore(checkpoint, state, step, figures, world)
-    saving = Saving(config.run, folder, state, base, reporter, world)
-    identity = identity_of(base, plan)
+    draft = partial(draft_manifest, provenance, identity_of(base, plan), plan, ds_config, step, figures)
+    saving = Saving(config.run, plan, folder, state, base, draft, reporter, world)
     validation = None if checkpoint is None else checkpoint.manifest.validation
 
     stop.arm()
     if reason := stop.verdict(*largest(world, stop.vote(world)), world):
+        stop.clear()
         raise Stopped(reason, start_step)
     with assembly.open_batches(config, data, plan, start_step, batch, base, world) as steps:
         for info, micro_batches in steps:
@@ -122,20 +116,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
                     loss = validation_loss(engine, validation_data, size, limit, base.pad_token_id, world)
                     reporter.validation(done, loss)
                     validation = Validation(done, loss) if math.isfinite(loss) else None
-                vote, is_time, failed = largest(world, stop.vote(world), saving.is_time, saving.has_failed)
-                saving.look(bool(failed))
-                reason = None if is_last else stop.verdict(vote, world)
-                if reason or is_time or is_save_due(config.run, plan, info.step):
-                    counters, loss_sum = figures.state()
-                    counters |= step.counters()
-                    saving.begin(
-                        draft_manifest(provenance, identity, plan, done, validation, counters, ds_config),
-                        loss_sum,
-                    )
-                if reason:
-                    saving.settle(must=True)
-                    stop.clear()
-                    raise Stopped(reason, done)
+                saving.after_step(info.step, stop, validation)
     stop.finishing()
     saving.settle()
     provenance = replace(provenance, step=plan.num_steps, **figures.totals())
@@ -159,9 +140,11 @@ def claimed_folder(config: Config, world: World, stop: StopRequest) -> Iterator[
         yield folder
 
 
-def is_finished(folder: RunFolder, start_step: int, plan: StepPlan) -> bool:
+def is_finished(folder: RunFolder, checkpoint: Checkpoint | None, plan: StepPlan, world: World) -> bool:
     """Whether the run that this one would go on with has nothing left to do, which is logged."""
-    if start_step < plan.num_steps or not folder.done.exists():
+    if checkpoint is None or checkpoint.manifest.step < plan.num_steps:
+        return False
+    if not from_main(world, is_of(checkpoint, folder) and folder.done.exists()):
         return False
     logger.info(
         "%s holds a finished run of %d steps (DONE): nothing to do. For more of it give more --max_steps or "

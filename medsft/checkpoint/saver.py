@@ -31,7 +31,7 @@ from medsft.checkpoint.survey import survey
 from medsft.checkpoint.verify import describe_file
 from medsft.engine.distributed import World
 from medsft.engine.rng import rng_states
-from medsft.engine.state import STATES, TrainingState
+from medsft.engine.state import STATES, TrainingState, scaler_state
 from medsft.errors import UserError
 from medsft.run_folder import writing
 
@@ -110,7 +110,7 @@ class CheckpointSaver:
         assert self._thread is None, "one save at a time"
         start_s = time.perf_counter()
         tensors, adam_step = self._state.copy()
-        draft = replace(draft, adam_step=adam_step, loss_scaler=self._state.scaler_state())
+        draft = replace(draft, adam_step=adam_step, loss_scaler=scaler_state(self._state.loss_scaler))
         rank_state = RankState(figures_loss_sum, rng_states())
         stall_s = waited_s + time.perf_counter() - start_s
         work = partial(self._run, draft, tensors, rank_state, stall_s)

@@ -48,13 +48,14 @@ _ABANDONED_S = 600.0
 # Longest wait for another process of ours; a whole build takes ten minutes on two busy cores.
 _PATIENCE_S = 3600.0
 _POLL_S = 0.5
+_WHY = "the configuration offloads, for which DeepSpeed compiles a part of its own"
 # What decides about the instructions that -march=native allows, x86 and Arm.
 _CPU_FACTS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
 
 @dataclass(frozen=True)
 class Op:
-    """One of DeepSpeed's ops: the name of its builder class, what people call it, and how long it compiles."""
+    """One of DeepSpeed's ops: its builder class, what people call it, how long it compiles, in words."""
 
     builder: str
     title: str
@@ -89,14 +90,19 @@ def prepare_ops(ds_config: Mapping[str, Any]) -> None:
     ops = needed_ops(ds_config)
     if not ops:
         return
-    is_own = _VARIABLE not in os.environ
-    folder = own_folder() if is_own else Path(os.environ[_VARIABLE])
+    own = own_folder()
+    folder = Path(os.environ.get(_VARIABLE) or own)
+    os.environ[_VARIABLE] = str(folder)  # where DeepSpeed's builders look, now and later
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ[_VARIABLE] = str(folder)
         for op in ops:
-            _load(op, folder, is_own)
-    except (OSError, Timeout) as error:
+            _load(op, folder, is_own=folder == own)
+    except Timeout as error:
+        raise UserError(
+            f"another process has held {folder / _LOCK} for {_PATIENCE_S / 60:.0f} min, so DeepSpeed's ops "
+            f"cannot be compiled in {folder}. End that process, or set {_VARIABLE} to another folder."
+        ) from error
+    except OSError as error:
         raise UserError(
             f"DeepSpeed's ops cannot be compiled in {folder} ({error}). Set {_VARIABLE} to a folder that can "
             "be written to, on a disk of this host."
@@ -104,10 +110,9 @@ def prepare_ops(ds_config: Mapping[str, Any]) -> None:
 
 
 def own_folder() -> Path:
-    """Where ops are kept unless the user says otherwise: one folder for each Python, torch, DeepSpeed and CPU.
+    """Where ops are kept unless the user says otherwise, by versions of what they are built with, and CPU.
 
-    Hosts that share a home folder also share the build if their CPUs are alike; the ops use every
-    instruction that the CPU has.
+    An op uses every instruction that the CPU has: hosts of one home folder share it if their CPUs are alike.
     """
     import deepspeed
     import torch
@@ -115,7 +120,13 @@ def own_folder() -> Path:
 
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache.is_absolute():  # the XDG specification has relative ones ignored
-        cache = Path("~/.cache").expanduser()
+        try:
+            cache = Path("~/.cache").expanduser()
+        except RuntimeError as error:
+            raise UserError(
+                f"there is no home folder to compile DeepSpeed's ops in ({error}). Set {_VARIABLE} to "
+                "another folder."
+            ) from error
     parts = (
         sys.implementation.cache_tag,
         f"torch-{torch.__version__}",
@@ -144,8 +155,9 @@ def _load(op: Op, folder: Path, is_own: bool) -> None:
         builder.load(verbose=False)
         return
     built = folder / builder.name
+    _check_libraries(builder)
     if not (built / f"{builder.name}.so").exists():
-        _check_tools(builder)
+        _check_compiler()
         logger.info("compiling DeepSpeed's %s, once, %s (in %s)", op.title, op.duration, folder)
     with FileLock(folder / _LOCK, timeout=_PATIENCE_S, poll_interval=_POLL_S, fallback_to_soft=False):
         if is_own:
@@ -156,33 +168,44 @@ def _load(op: Op, folder: Path, is_own: bool) -> None:
             builder.load(verbose=False)
         except (RuntimeError, ImportError) as error:
             raise UserError(
-                f"DeepSpeed's {op.title}, which the configuration's offloading needs, cannot be built in "
-                f"{built}: {_complaint(str(error))}. Mend that, or take a file of ds_configs that does not "
-                "offload."
+                f"{_WHY}, but {op.title} cannot be built in {built}: {_complaint(str(error))}. Mend that, or "
+                "take a file of ds_configs that does not offload."
             ) from error
 
 
-def _check_tools(builder: OpBuilder) -> None:
-    """Raises `UserError` for what the compilation will not find."""
+def _check_libraries(builder: OpBuilder) -> None:
+    """Raises `UserError` for what is needed even where an op has been compiled before."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if shutil.which("ninja") is None:
+        beside_python = Path(sys.executable).parent  # of an environment that is used without being activated
+        if shutil.which("ninja", path=str(beside_python)) is None:
+            raise UserError(
+                f"{_WHY}, but there is no ninja. Install it: pip install ninja, or on Debian and Ubuntu apt "
+                "install ninja-build."
+            )
+        os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    if builder.name != "async_io":
+        return
+    if not builder.is_compatible(verbose=False):
+        raise UserError(
+            f"{_WHY}, and for NVMe it needs libaio with its headers, which are not found. Install them "
+            "(Debian and Ubuntu: apt install libaio-dev), or name their place in CFLAGS and LDFLAGS."
+        )
+    if torch.cuda.is_available() and CUDA_HOME is None:
+        raise UserError(
+            f"{_WHY}, and for NVMe it needs the CUDA toolkit, which is not found. Install that of CUDA "
+            f"{torch.version.cuda}, or name its folder in CUDA_HOME."
+        )
+
+
+def _check_compiler() -> None:
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(shlex.split(compiler)[0]) is None:
         raise UserError(
-            f"the configuration offloads, and DeepSpeed compiles a part for that, but there is no C++ compiler "
-            f"{compiler!r}. Install one (Debian and Ubuntu: apt install g++), or name one in CXX."
-        )
-    if shutil.which("ninja") is None:
-        beside_python = Path(sys.executable).parent
-        if shutil.which("ninja", path=str(beside_python)) is None:
-            raise UserError(
-                "the configuration offloads, and DeepSpeed compiles a part for that, but there is no ninja. "
-                "Install it (pip install ninja, or on Debian and Ubuntu: apt install ninja-build)."
-            )
-        os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    if builder.name == "async_io" and not builder.is_compatible(verbose=False):
-        raise UserError(
-            'the configuration has "device": "nvme", for which DeepSpeed needs libaio, and its headers are not '
-            "found. Install them (Debian and Ubuntu: apt install libaio-dev), or name their place in CFLAGS and "
-            "LDFLAGS."
+            f"{_WHY}, but there is no C++ compiler {compiler!r}. Install one (Debian and Ubuntu: apt install "
+            "g++), or name one in CXX."
         )
 
 
@@ -235,4 +258,4 @@ def _complaint(message: str) -> str:
     if "Python.h" in message:
         return "Python.h is missing (Debian and Ubuntu: apt install python3-dev)"
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
-    return next((line for line in lines if "error:" in line), lines[-1])
+    return next((line for line in lines if "error:" in line), lines[-1]).rstrip(".")

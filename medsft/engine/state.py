@@ -21,6 +21,7 @@ from medsft.errors import UserError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScalerBase
 
 STATES = ("master", "exp_avg", "exp_avg_sq")
 """fp32 weight, mean of the gradients, mean of their squares: the names of AdamW's state in torch."""
@@ -50,13 +51,13 @@ class _Piece:
 class TrainingState:
     """This rank's share of the training state inside a DeepSpeed engine, to be copied out and put back.
 
-    shapes: of all whole parameters by name, in the model's order.
+    shapes: of all whole parameters by name, in the model's order. loss_scaler: DeepSpeed's.
     """
 
     def __init__(self, engine: DeepSpeedEngine, world: World) -> None:
         self._zero = engine.optimizer
         self._adam = self._zero.optimizer
-        self._scaler = self._zero.loss_scaler
+        self.loss_scaler = self._zero.loss_scaler
         self._pins = world.device.type == "cuda"
         params = list(engine.module.named_parameters())
         self.shapes = {name: tuple(param.ds_shape) for name, param in params}
@@ -124,16 +125,6 @@ class TrainingState:
                         progress(num_done, self.num_bytes)
         self._catch_up(adam_step)
 
-    def scaler_state(self) -> dict[str, Any]:
-        """Numbers of the loss scaler that change from step to step; only the constant scale outside fp16."""
-        return {name: getattr(self._scaler, name) for name in _SCALER_FIELDS if hasattr(self._scaler, name)}
-
-    def restore_scaler(self, state: Mapping[str, Any]) -> None:
-        """Puts the loss scaler back; numbers that this precision's scaler does not have are left out."""
-        if self._scaler.dynamic:
-            for name, value in state.items():
-                setattr(self._scaler, name, value)
-
     @contextmanager
     def _in_memory(self, number: int, changed: bool = False) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
         """A sub-group's flat fp32 weights and Adam's state of them, fetched from NVMe if they live there."""
@@ -179,6 +170,18 @@ class TrainingState:
 
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def scaler_state(scaler: LossScalerBase) -> dict[str, float | int]:
+    """Numbers of fp16's dynamic loss scaler that change from step to step; none in other precisions."""
+    return {name: getattr(scaler, name) for name in _SCALER_FIELDS} if scaler.dynamic else {}
+
+
+def restore_scaler(scaler: LossScalerBase, state: Mapping[str, float | int]) -> None:
+    """Puts the scaler back to `state`; where either comes from another precision it stays as it is."""
+    if scaler.dynamic and state:
+        for name in _SCALER_FIELDS:
+            setattr(scaler, name, state[name])
 
 
 def check_reachable(ds_config: Mapping[str, Any]) -> None:

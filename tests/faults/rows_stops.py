@@ -1,0 +1,65 @@
+"""Signals that ask a run to stop, at the worst moment and twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack, suppress
+
+from campaign import Campaign, leftovers, resumed_step
+from jobs import Job, committed, frozen, last_step
+from tally import Tally
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SAVE_STEPS = 2
+
+
+def ask_to_stop(campaign: Campaign, tally: Tally, quick: bool) -> None:
+    """Row 11: TERM, USR1 and INT, twice, while a checkpoint is written, to a rank and to the launcher."""
+    run = campaign.new_run("asked to stop")
+    for number in _SIGNALS:
+        for to_launcher in (False, True):
+            target = "the launcher" if to_launcher else "the last rank"
+            tally.inject(f"{number.name} twice to {target}, the first in the middle of a save")
+            reached = last_step(run)
+            with campaign.start(run, save_steps=_SAVE_STEPS) as job:
+                recovered_s = job.wait_for_step(reached + 1) - job.started_s
+                pid = job.process.pid
+                with ExitStack() as stack:
+                    _freeze_in_a_save(job, stack)
+                    if not to_launcher:
+                        pid = job.ranks()[-1].pid
+                    os.kill(pid, number)
+                    sent_s = time.monotonic()
+                time.sleep(0.05)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                tally.equal(job.end(), 75, f"exit code\n{job.text}\n")
+                tally.detected_s.append(time.monotonic() - sent_s)
+                if reached:
+                    tally.recovered_s.append(recovered_s)
+                    tally.steps_lost.append(reached - resumed_step(job.text))
+                    tally.equal(tally.steps_lost[-1], 0, "steps lost")
+                tally.says(job.text, [number.name, "Start again with the same command"])
+                tally.check("Traceback" not in job.text, f"there is a traceback:\n{job.text}")
+            tally.equal(committed(run)[-1], last_step(run), "step of the newest checkpoint")
+            tally.equal(leftovers(run), [], "left over in the checkpoints folder")
+            campaign.check_checkpoints(tally, run)
+    campaign.finish(tally, run, last_step(run), save_steps=_SAVE_STEPS)
+    tally.equal(tally.steps_lost[-1], 0, "steps lost")
+
+
+def _freeze_in_a_save(job: Job, stack: ExitStack) -> None:
+    """Has all ranks stand still, until `stack` is left, at a moment when a checkpoint is half written."""
+
+    def is_saving() -> bool:
+        return any(name.endswith(".tmp") for name in leftovers(job.run))
+
+    while True:
+        job.wait_until(is_saving, "a save")
+        with ExitStack() as attempt:
+            attempt.enter_context(frozen(job.ranks()))
+            if is_saving():
+                stack.enter_context(attempt.pop_all())
+                return

@@ -1,0 +1,166 @@
+"""What a run begins with, and what it refuses, by flags and by what the folder holds."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from medsft.checkpoint.manifest import Identity
+from medsft.checkpoint.resume import candidates, changed_flags, check_same_run
+from medsft.config import parse
+from medsft.data.plan import StepPlan
+from medsft.errors import UserError
+from medsft.run_folder import RunFolder
+from medsft.saving import is_save_due, starts_over
+
+IDENTITY = Identity(model="a" * 64, tokenizer="b" * 64, data="c" * 64, seed=42, global_batch_size=8)
+
+
+def make_run(path, steps=(), done=False):
+    """A folder as a run leaves it, its checkpoints empty but for a manifest."""
+    folder = RunFolder(path / "一个 run")
+    folder.path.mkdir()
+    folder.description.write_text("{}")
+    for step in steps:
+        checkpoint = folder.checkpoints / f"step-{step:08}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
+    if done:
+        folder.done.write_text("{}")
+    return folder
+
+
+def names(folder, wanted="auto", overwrite=False):
+    return [path.name for path in candidates(folder, wanted, overwrite)]
+
+
+def test_auto_begins_with_the_newest_by_step(tmp_path):
+    folder = make_run(tmp_path, steps=(9, 100, 20))
+    assert names(folder) == names(folder, "latest") == ["step-00000100", "step-00000020", "step-00000009"]
+
+
+def test_a_folder_without_a_manifest_is_not_passed_over_in_silence(tmp_path):
+    folder = make_run(tmp_path, steps=(4, 8))
+    (folder.checkpoints / "step-00000008" / "manifest.json").unlink()
+    assert names(folder) == ["step-00000008", "step-00000004"]
+
+
+def test_auto_begins_at_step_0_where_there_is_no_checkpoint(tmp_path):
+    assert names(RunFolder(tmp_path / "new")) == []
+    assert names(make_run(tmp_path)) == []  # a run that was killed before its first checkpoint
+
+
+def test_a_finished_run_without_checkpoints_is_not_replaced(tmp_path):
+    folder = make_run(tmp_path, done=True)
+    with pytest.raises(UserError, match=r"already holds a run .*previous-N"):
+        names(folder)
+    assert names(folder, overwrite=True) == []
+
+
+def test_none_replaces_nothing_either(tmp_path):
+    folder = make_run(tmp_path, steps=(4,))
+    with pytest.raises(UserError, match="already holds a run"):
+        names(folder, "none")
+    assert names(folder, "none", overwrite=True) == names(folder, overwrite=True) == []
+
+
+def test_latest_must_find_one(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        names(make_run(tmp_path), "latest")
+
+
+def test_a_path_is_taken_as_it_is(tmp_path):
+    folder = make_run(tmp_path, steps=(4, 8))
+    older = folder.checkpoints / "step-00000004"
+    assert candidates(folder, str(older), overwrite=False) == [older]
+    elsewhere = RunFolder(tmp_path / "branch")
+    assert candidates(elsewhere, str(older), overwrite=False) == [older]
+    assert names(elsewhere, str(folder.path)) == ["step-00000008"]  # of a run: its newest
+
+
+def test_a_path_does_not_replace_a_run(tmp_path):
+    one = make_run(tmp_path, steps=(4,))
+    (tmp_path / "two").mkdir()
+    two = make_run(tmp_path / "two")
+    wanted = str(one.checkpoints / "step-00000004")
+    with pytest.raises(UserError, match="already holds a run"):
+        candidates(two, wanted, overwrite=False)
+    with pytest.raises(UserError, match="give one of them"):
+        candidates(one, wanted, overwrite=True)
+    with pytest.raises(UserError, match="not there"):
+        candidates(two, str(tmp_path / "nowhere" / "step-00000004"), overwrite=False)
+
+
+@dataclass
+class Saved:
+    """The part of a manifest that is compared."""
+
+    step: int = 100
+    identity: Identity = IDENTITY
+    parameters: dict = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [
+        ({"seed": 7}, "--seed"),
+        ({"global_batch_size": 16}, "--global_batch_size"),
+        ({"data": "d" * 64}, "--train_file"),
+        ({"tokenizer": "d" * 64}, "--model_name_or_path"),
+        ({"model": "d" * 64}, "--model_name_or_path"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_each_field_is_refused_unless_its_own_name_is_allowed(change, flag):
+    ((name, value),) = change.items()
+    now = replace(IDENTITY, **change)
+    others = [other for other in ("data", "tokenizer", "seed", "global_batch_size", "model") if other != name]
+    with pytest.raises(UserError) as refused:
+        check_same_run(Saved(), now, {}, others)
+    message = str(refused.value)
+    assert f"--allow_changed {name}" in message and flag in message
+    assert str(getattr(IDENTITY, name))[:12] in message and str(value)[:12] in message
+    check_same_run(Saved(), now, {}, [name])
+    check_same_run(Saved(), IDENTITY, {}, [])
+
+
+def test_no_flag_allows_another_shape():
+    with pytest.raises(UserError, match=r"lm_head.weight .*\(4, 8\)"):
+        check_same_run(Saved(), IDENTITY, {"lm_head.weight": (4, 8)}, ["model"])
+
+
+def test_changed_flags_are_told():
+    saved, now = {"learning_rate": 1e-3, "seed": 1, "gone": 2}, {"learning_rate": 5e-4, "seed": 1, "new": 3}
+    assert changed_flags(saved, now, set()) == ["--learning_rate 0.001 → 0.0005"]
+    assert changed_flags(saved, now, {"learning_rate"}) == []
+
+
+def settings(*more):
+    return parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o", *more]).run
+
+
+@pytest.mark.parametrize(
+    ("environment", "starts"),
+    [({}, True), ({"MEDSFT_RESTARTS": "0", "SLURM_RESTART_COUNT": "0"}, True),
+     ({"MEDSFT_RESTARTS": "1"}, False), ({"SLURM_RESTART_COUNT": "2"}, False)],
+)  # fmt: skip
+def test_only_the_first_start_overwrites(environment, starts):
+    assert starts_over(settings("--overwrite_output_dir", "true"), environment) is starts
+    assert not starts_over(settings(), environment)
+
+
+PLAN = StepPlan(num_examples=20, fingerprint="c" * 64, global_batch_size=8, seed=0, num_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        (("--save_strategy", "no"), []),
+        (("--save_strategy", "steps", "--save_steps", "3"), [3, 6, 8]),
+        (("--save_strategy", "steps"), [8]),
+        (("--save_strategy", "epoch"), [3, 5, 8]),
+        (("--save_strategy", "time"), [8]),
+        ((), [3, 5, 8]),
+    ],
+)
+def test_when_a_checkpoint_is_due(flags, steps):
+    assert [step + 1 for step in range(8) if is_save_due(settings(*flags), PLAN, step)] == steps
