@@ -16,7 +16,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
-
-from load_weights import Peak, private_bytes
+from memory import Peak, private_bytes
 from train_step import made_up_rows
 
 from medsft import assembly, saving
@@ -222,7 +221,7 @@ class Saves:
         stall_s = timed(world, save)
         files = [path for path in self._theirs.rglob("*") if path.is_file()]
         self.num_bytes_theirs = sum(path.stat().st_size for path in files)
-        mine = [path for path in sorted(files)][world.rank :: world.size]
+        mine = sorted(files)[world.rank :: world.size]
         flush_s = timed(world, lambda: [sync(path) for path in mine])
         return {"DeepSpeed stall": stall_s, "DeepSpeed until on the disk": stall_s + flush_s}
 
@@ -273,9 +272,8 @@ def measure_start(options: argparse.Namespace) -> dict[str, Any]:
     world = run.world
     seconds: dict[str, float] = {}
     before = private_bytes()
-    watch = Peak() if options.watch else nullcontext()
     with (
-        watch,
+        Peak() as peak,
         timing(seconds, "build", assembly, "build_partitioned"),
         timing(seconds, "read", assembly, "load_slices"),
         timing(seconds, "engine", assembly, "start_engine"),
@@ -298,9 +296,9 @@ def measure_start(options: argparse.Namespace) -> dict[str, Any]:
                 path, _ = engine.load_checkpoint(str(run.folder.path / "deepspeed"), tag="step")
             assert path is not None
         seconds["ready"] = time.perf_counter() - begin_s
-        ready = (watch.bytes if options.watch else 0) - before
+        ready = peak.bytes - before
         do_step(run, step, 1, num_examples=1)
-    stepped = (watch.bytes if options.watch else 0) - before
+    stepped = peak.bytes - before
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     copy_s = timed(world, state.copy)
     everyone = from_all(world, (seconds, ready, stepped, resident))
@@ -369,7 +367,6 @@ def main() -> None:
     parser.add_argument("--deepspeed", required=True, help="DeepSpeed JSON")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--mode", choices=("fresh", "resumed", "deepspeed"), default="fresh")
-    parser.add_argument("--watch", action="store_true", help="sample memory, which costs time")
     parser.add_argument("--examples", type=int, default=8, help="examples a rank in each step")
     options = parser.parse_args()
     found = TASKS[options.task](options)

@@ -50,7 +50,8 @@ python -m launcher run --num-gpus 2 medsft/train.py \
   --learning_rate 2e-3 \
   --lr_scheduler_type cosine \
   --num_train_epochs 50 \
-  --logging_steps 20
+  --logging_steps 20 \
+  --save_strategy steps --save_steps 200
 
 say "5. Ten of the questions, before and after"
 # Ten lines spread over the whole file.
@@ -62,6 +63,7 @@ medsft compare \
   --questions "$out/questions.jsonl" \
   --min_exact 0.8
 
-say "Talk to it"
+say "Talk to it, look at it"
 printf 'medsft chat --greedy --model %q\n' "$out/run"
+printf 'medsft checkpoint list %q\n' "$out/run"
 printf 'make tensorboard RUNS=%q\n' "$out"

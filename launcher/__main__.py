@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from launcher import ports, restart, slots, transport
+from launcher import ports, restart, slots, supervise, transport
 from launcher.command import Command
 from launcher.errors import LauncherError
 from launcher.exit_codes import FINISHED, USER_ERROR
@@ -93,7 +93,15 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=15.0,
         metavar="SECONDS",
-        help="time for ranks to end when asked, before they are killed (default: 15)",
+        help="time for ranks to end when another one has failed, before they are killed (default: 15)",
+    )
+    run.add_argument(
+        "--stop-grace",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="time for ranks to write a checkpoint and end after Ctrl-C or SIGTERM, before they are killed "
+        "(default: 900; a third Ctrl-C kills them at once)",
     )
     run.add_argument(
         "--max-restarts",
@@ -131,8 +139,9 @@ def _check(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if sys.platform != "linux":
         raise LauncherError(f"the launcher watches its ranks with means of Linux; this is {sys.platform}.")
-    if not 0 <= options.grace < float("inf"):
-        raise LauncherError(f"--grace {options.grace} must be a number of seconds, 0 or more.")
+    for flag, seconds in (("--grace", options.grace), ("--stop-grace", options.stop_grace)):
+        if not 0 <= seconds < float("inf"):
+            raise LauncherError(f"{flag} {seconds} must be a number of seconds, 0 or more.")
     if options.max_restarts < 0:
         raise LauncherError(
             f"--max-restarts {options.max_restarts} must be 0 or more; 0 starts nothing again."
@@ -158,6 +167,7 @@ def _run(options: argparse.Namespace) -> int:
         port = ports.free_port(job.master_port)
         return to_commands(replace(job, master_port=port, environment=restarted))
 
+    grace = supervise.Grace(options.grace, options.stop_grace)
     policy = restart.Policy(options.max_restarts, options.restart_delay)
     checkpoints = None
     if policy.max_restarts > 0:
@@ -167,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
                 "--output_dir is not among the script's own arguments, so new checkpoints cannot be seen: "
                 "every restart counts as one without."
             )
-    end = restart.run(commands, options.grace, policy, checkpoints, _say)
+    end = restart.run(commands, grace, policy, checkpoints, _say)
     if end.message is not None:
         _say(end.message)
     return end.exit_code

@@ -15,7 +15,7 @@ from pathlib import Path
 from launcher import supervise
 from launcher.command import Command
 from launcher.exit_codes import GAVE_UP, describe, shell_code
-from launcher.supervise import JobEnd
+from launcher.supervise import Grace, JobEnd
 
 LONGEST_DELAY_S = 60.0
 # Enough doublings for any delay that is not zero; more would leave the range of floating point.
@@ -92,7 +92,7 @@ def newest_step(checkpoints: Path) -> int | None:
 
 def run(
     commands: Callable[[int], Sequence[Command]],
-    grace_s: float,
+    grace: Grace,
     policy: Policy,
     checkpoints: Path | None,
     say: Callable[[str], None],
@@ -107,7 +107,7 @@ def run(
         progress = Progress(_look(checkpoints, say))
         num_starts = 0
         while True:
-            end = supervise.run(commands(num_starts), grace_s, signals)
+            end = supervise.run(commands(num_starts), grace, signals, say)
             num_starts += 1
             if policy.max_restarts == 0 or end.kind != "crashed" or end.stop_asked:
                 return end

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -33,6 +33,12 @@ _PASSED_ON = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 # The rank that failed first is not always the one at fault: so long, in seconds, others may fail by
 # themselves and say why before they are asked to end.
 _SETTLE_S = 2.0
+# A terminal and a scheduler may send the same request one after the other: that is one, in seconds.
+_ECHO_S = 1.0
+# So many requests to stop, each more than that after the one before, and nobody wants to wait any longer.
+_STOPS_THAT_KILL = 3
+# In the place of a signal to send: a rank that stands still keeps the others from writing a checkpoint.
+_KILL_IF_FROZEN = 0
 # Longest sleep between two looks at the ranks, in seconds; SIGCHLD wakes the launcher before.
 _LOOK_S = 1.0
 
@@ -126,11 +132,25 @@ def _describe_failure(cause: RankEnd, frozen: Sequence[str]) -> str:
     )
 
 
-def run(commands: Sequence[Command], grace_s: float, signals: Set[signal.Signals]) -> JobEnd:
+@dataclass(frozen=True)
+class Grace:
+    """Seconds between asking ranks to end and killing them.
+
+    after_failure_s: when another rank has failed. after_signal_s: when the launcher was asked to stop, and
+    the ranks may have a checkpoint to write.
+    """
+
+    after_failure_s: float
+    after_signal_s: float
+
+
+def run(
+    commands: Sequence[Command], grace: Grace, signals: Set[signal.Signals], say: Callable[[str], None]
+) -> JobEnd:
     """Starts all commands and returns when all have ended.
 
-    `grace_s`: seconds between asking ranks to end and killing them; `signals`: from `held_back`. Raises
-    `OSError` when a command cannot be started; those started before are killed.
+    `signals`: from `held_back`; `say` gets a line for people. Raises `OSError` when a command cannot be
+    started; those started before are killed.
     """
     with ExitStack() as afterwards, Keeper() as keeper, ExitStack() as at_end:
         ranks: list[RankProcess] = []
@@ -140,7 +160,7 @@ def run(commands: Sequence[Command], grace_s: float, signals: Set[signal.Signals
             at_end.callback(process.kill_group)
             keeper.watch(process.pid)
             ranks.append(process)
-        return _watch(ranks, signals, grace_s)
+        return _watch(ranks, signals, grace, say)
 
 
 @contextmanager
@@ -164,13 +184,17 @@ def held_back() -> Iterator[Set[signal.Signals]]:
         signal.signal(signal.SIGCHLD, child_handler)
 
 
-def _watch(ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace_s: float) -> JobEnd:
+def _watch(
+    ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace: Grace, say: Callable[[str], None]
+) -> JobEnd:
+    grace_s = grace.after_failure_s
     started_s = time.monotonic()
     ends: dict[int, RankEnd] = {}
     failed: list[RankEnd] = []
     frozen: list[str] = []
     stop_signal: int | None = None
-    stop_asked = False
+    # When the launcher was asked to stop, in monotonic seconds.
+    stops_s: list[float] = []
     # What the ranks still running will be sent, and when: (monotonic seconds, signal).
     plan: list[tuple[float, int]] = []
     # Whether ranks have been asked to end because another one failed.
@@ -192,11 +216,15 @@ def _watch(ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace_s: 
                 failed.append(ends[rank])
         if len(ends) == len(ranks):
             end = classify(list(ends.values()), failed, stop_signal, frozen)
-            return replace(end, stop_asked=stop_asked)
+            return replace(end, stop_asked=bool(stops_s))
 
         running = [process for rank, process in enumerate(ranks) if rank not in ends]
         while plan and plan[0][0] <= now:
             _, signum = plan.pop(0)
+            if signum == _KILL_IF_FROZEN:
+                if not any(process.is_frozen() for process in running):
+                    continue
+                signum = signal.SIGKILL
             ending = bool(failed)
             for process in running:
                 process.send(signum)
@@ -207,7 +235,21 @@ def _watch(ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace_s: 
             continue
         for process in running:
             process.send(received.si_signo)
-        stop_asked |= received.si_signo in _STOPPING
-        if received.si_signo in _STOPPING and stop_signal is None and not failed:
+        if received.si_signo not in _STOPPING:
+            continue
+        now = time.monotonic()
+        if not stops_s or now - stops_s[-1] > _ECHO_S:
+            stops_s.append(now)
+        if len(stops_s) == _STOPS_THAT_KILL:
+            plan = [(now, signal.SIGKILL)]
+        elif stop_signal is None and not failed:
             stop_signal = received.si_signo
-            plan = [(time.monotonic() + grace_s, signal.SIGKILL)]
+            longest_s = grace.after_signal_s
+            plan = [
+                (now + min(grace_s, longest_s), _KILL_IF_FROZEN),
+                (now + longest_s, signal.SIGKILL),
+            ]
+            say(
+                f"{signal.Signals(stop_signal).name}: ranks have {longest_s:g} s to write a checkpoint and end; "
+                f"{_STOPS_THAT_KILL - 1} more signals kill them at once"
+            )

@@ -22,6 +22,7 @@ from medsft.data.records import Columns
 from medsft.engine import deepspeed_config
 from medsft.engine.deepspeed_config import Batch
 from medsft.engine.distributed import World, agree, together
+from medsft.engine.ops import prepare_ops
 from medsft.engine.optimizer import build_optimizer
 from medsft.engine.schedule import Schedule, warmup_steps
 from medsft.engine.state import check_reachable
@@ -182,6 +183,8 @@ def start_model(
     """
     flags = config.optimization
     dtype = deepspeed_config.compute_dtype(ds_config)
+    with together(world):
+        prepare_ops(ds_config)
     # Building and starting are collectives, so they stand outside `together`, which shares out faults.
     model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
     with together(world), terminal_progress("reading weights") as progress:

@@ -40,6 +40,7 @@ from medsft.engine.process import run_process
 from medsft.engine.state import TrainingState
 from medsft.engine.step import TrainStep
 from medsft.engine.stop import Stopped, StopRequest
+from medsft.engine.watchdog import progress
 from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
 from medsft.monitor.metrics import Figures
@@ -102,6 +103,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
         raise Stopped(reason, start_step)
     with assembly.open_batches(config, data, plan, start_step, batch, base, world) as steps:
         for info, micro_batches in steps:
+            progress(f"step {info.step + 1}")
             result = step(info.step, micro_batches, info.num_targets)
             figures.add(info, result.loss_sum, result.applied)
             done = info.step + 1
@@ -117,6 +119,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
                     reporter.validation(done, loss)
                     validation = Validation(done, loss) if math.isfinite(loss) else None
                 saving.after_step(info.step, stop, validation)
+            progress(f"its wait for the data of step {done + 1}")
     stop.finishing()
     saving.settle()
     provenance = replace(provenance, step=plan.num_steps, **figures.totals())

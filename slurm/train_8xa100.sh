@@ -6,6 +6,16 @@
 #
 # Submit it from the top of the repository. Further flags of medsft/train.py may follow; the last one counts.
 # From the environment: MODEL, TRAIN_FILE, OUTPUT_DIR, DS_CONFIG, NUM_GPUS, and PYTHON.
+#
+# Ten minutes before the time limit the run is asked to stop: it saves a checkpoint and the job ends with exit
+# code 75. It goes on from there in the same folder. A requeued job has kept its number, and with it the folder;
+# a new one must be given it:
+#
+#   scontrol requeue 1234
+#   OUTPUT_DIR=runs/medsft-1234 sbatch slurm/train_8xa100.sh
+#
+# Checkpoints of ChatGLM-6B are 74 GB each; three of them must fit on the disk, and one in the node's memory.
+# `touch runs/medsft-1234/STOP` ends the run early, with a checkpoint; scancel leaves it no time for one.
 
 #SBATCH --job-name=medsft
 #SBATCH --nodes=1
@@ -14,6 +24,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --mem=0
 #SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@600
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 

@@ -82,7 +82,8 @@ def open_best(
         if not known:
             return checkpoint
         faults.append(known[0])
-        logger.warning("%s is passed over: %s", path.name, known[0])
+        if world.is_main:
+            logger.warning("%s is passed over: %s", path.name, known[0])
     if not faults:
         return None
     with together(world):

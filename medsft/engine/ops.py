@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 _VARIABLE = "TORCH_EXTENSIONS_DIR"
 _LOCK = ".medsft.lock"
 _BATON = "lock"
+_DEAD = ".dead-"
 # One source file takes a compiler a minute or two on a busy machine.
 _ABANDONED_S = 600.0
 # Longest wait for another process of ours; a whole build takes ten minutes on two busy cores.
@@ -93,10 +94,13 @@ def prepare_ops(ds_config: Mapping[str, Any]) -> None:
     own = own_folder()
     folder = Path(os.environ.get(_VARIABLE) or own)
     os.environ[_VARIABLE] = str(folder)  # where DeepSpeed's builders look, now and later
+    builders = {op: _builder(op) for op in ops}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for op in ops:
-            _load(op, folder, is_own=folder == own)
+        for builder in builders.values():
+            _check_tools(builder, folder / builder.name)
+        for op, builder in builders.items():
+            _load(op, builder, folder / builder.name, is_own=folder == own)
     except Timeout as error:
         raise UserError(
             f"another process has held {folder / _LOCK} for {_PATIENCE_S / 60:.0f} min, so DeepSpeed's ops "
@@ -146,48 +150,58 @@ def _cpu_digest() -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
 
-def _load(op: Op, folder: Path, is_own: bool) -> None:
+def _builder(op: Op) -> OpBuilder:
     import deepspeed.ops.op_builder
+
+    return getattr(deepspeed.ops.op_builder, op.builder)()
+
+
+def _is_installed(builder: OpBuilder) -> bool:
+    """Whether DeepSpeed came with this op built."""
     from deepspeed.git_version_info import installed_ops
 
-    builder = getattr(deepspeed.ops.op_builder, op.builder)()
-    if installed_ops.get(builder.name, False):
-        builder.load(verbose=False)
-        return
-    built = folder / builder.name
-    _check_libraries(builder)
-    if not (built / f"{builder.name}.so").exists():
+    return installed_ops.get(builder.name, False)
+
+
+def _is_made(builder: OpBuilder, built: Path) -> bool:
+    return _is_installed(builder) or (built / f"{builder.name}.so").exists()
+
+
+def _check_tools(builder: OpBuilder, built: Path) -> None:
+    """Raises `UserError` for what the builder will not find. Ninja and libraries are asked for every time."""
+    if not _is_installed(builder):
+        _check_ninja()
+    if not _is_made(builder, built):
         _check_compiler()
-        logger.info("compiling DeepSpeed's %s, once, %s (in %s)", op.title, op.duration, folder)
-    with FileLock(folder / _LOCK, timeout=_PATIENCE_S, poll_interval=_POLL_S, fallback_to_soft=False):
-        if is_own:
-            _clear_dead_build(built)
-        else:
-            _wait_for_strangers(built)
-        try:
-            builder.load(verbose=False)
-        except (RuntimeError, ImportError) as error:
-            raise UserError(
-                f"{_WHY}, but {op.title} cannot be built in {built}: {_complaint(str(error))}. Mend that, or "
-                "take a file of ds_configs that does not offload."
-            ) from error
+    if builder.name == "async_io":
+        _check_libraries(builder)
+
+
+def _check_ninja() -> None:
+    if shutil.which("ninja") is not None:
+        return
+    beside_python = Path(sys.executable).parent  # of an environment that is used without being activated
+    if shutil.which("ninja", path=str(beside_python)) is None:
+        raise UserError(
+            f"{_WHY}, but there is no ninja. Install it: pip install ninja, or on Debian and Ubuntu apt "
+            "install ninja-build."
+        )
+    os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        raise UserError(
+            f"{_WHY}, but there is no C++ compiler {compiler!r}. Install one (Debian and Ubuntu: apt install "
+            "g++), or name one in CXX."
+        )
 
 
 def _check_libraries(builder: OpBuilder) -> None:
-    """Raises `UserError` for what is needed even where an op has been compiled before."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
-    if shutil.which("ninja") is None:
-        beside_python = Path(sys.executable).parent  # of an environment that is used without being activated
-        if shutil.which("ninja", path=str(beside_python)) is None:
-            raise UserError(
-                f"{_WHY}, but there is no ninja. Install it: pip install ninja, or on Debian and Ubuntu apt "
-                "install ninja-build."
-            )
-        os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    if builder.name != "async_io":
-        return
     if not builder.is_compatible(verbose=False):
         raise UserError(
             f"{_WHY}, and for NVMe it needs libaio with its headers, which are not found. Install them "
@@ -200,23 +214,31 @@ def _check_libraries(builder: OpBuilder) -> None:
         )
 
 
-def _check_compiler() -> None:
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(shlex.split(compiler)[0]) is None:
-        raise UserError(
-            f"{_WHY}, but there is no C++ compiler {compiler!r}. Install one (Debian and Ubuntu: apt install "
-            "g++), or name one in CXX."
-        )
+def _load(op: Op, builder: OpBuilder, built: Path, is_own: bool) -> None:
+    if not _is_made(builder, built):
+        logger.info("compiling DeepSpeed's %s, once, %s (in %s)", op.title, op.duration, built)
+    lock = FileLock(built.parent / _LOCK, timeout=_PATIENCE_S, poll_interval=_POLL_S, fallback_to_soft=False)
+    with lock:
+        if is_own:
+            _clear_dead_builds(built)
+        else:
+            _wait_for_strangers(built)
+        try:
+            builder.load(verbose=False)
+        except (RuntimeError, ImportError) as error:
+            raise UserError(
+                f"{_WHY}, but {op.title} cannot be built in {built}: {_complaint(str(error))}. Mend that, or "
+                "take a file of ds_configs that does not offload."
+            ) from error
 
 
-def _clear_dead_build(built: Path) -> None:
-    if not (built / _BATON).exists():
-        return
-    logger.info("%s was left by a build that was killed; it is made anew", built)
-    # Out of the way first: compilers of that build may still live, and write where this one is to read.
-    aside = Path(tempfile.mkdtemp(prefix=".dead-", dir=built.parent))
-    built.rename(aside / built.name)
-    shutil.rmtree(aside, ignore_errors=True)
+def _clear_dead_builds(built: Path) -> None:
+    if (built / _BATON).exists():
+        logger.info("%s was left by a build that was killed; it is made anew", built)
+        # Out of the way first: compilers of that build may still live, and write where this one is to read.
+        built.rename(Path(tempfile.mkdtemp(prefix=_DEAD, dir=built.parent)) / built.name)
+    for dead in built.parent.glob(f"{_DEAD}*"):
+        shutil.rmtree(dead, ignore_errors=True)
 
 
 def _wait_for_strangers(built: Path) -> None:

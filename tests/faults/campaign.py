@@ -19,13 +19,14 @@ from runs import REPOSITORY
 from safetensors.numpy import load_file
 from tally import Tally
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tb_logging
 
+from medsft.chatglm.init import write_random_model
+from medsft.chatglm.tokenizer_training import train_tokenizer
 from medsft.checkpoint.layout import is_leftover, read_latest, step_folder
 from medsft.checkpoint.manifest import STATES
 from medsft.checkpoint.reader import open_checkpoint
 from medsft.checkpoint.verify import verify
-from medsft.chatglm.init import write_random_model
-from medsft.chatglm.tokenizer_training import train_tokenizer
 from medsft.errors import UserError
 from medsft.knowledge.build import build_pairs
 from medsft.run_folder import RunFolder
@@ -177,6 +178,7 @@ class Campaign:
 
     def check_events(self, tally: Tally, run: Path) -> None:
         """TensorBoard shows every step once, in order, with the loss that it had."""
+        tb_logging.get_logger().setLevel("ERROR")  # it tells of every restart
         events = EventAccumulator(str(RunFolder(run).tensorboard), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
             steps = [event.step for event in events.Scalars(tag)]
@@ -198,7 +200,7 @@ class Campaign:
             text = job.text
         tally.recovered_s.append(recovered_s)
         tally.steps_lost.append(reached - resumed_step(text))
-        self.check_finished(tally, run)
+        self.check_finished(tally, settings.get("seen_at", run))
         return text
 
 

@@ -20,7 +20,7 @@ from medsft.run_folder import RunFolder
 PATIENCE_S = 240.0
 """What takes longer than this hangs."""
 
-_POLL_S = 0.005
+_POLL_S = 0.01
 
 
 class Job:
@@ -48,14 +48,16 @@ class Job:
         return found
 
     def wait_until(self, holds: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> float:
-        """Returns the time at which it holds; AssertionError when it does not come, or the job ends before."""
+        """Returns when it holds; AssertionError when it does not come, or the job ends before."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             is_over = self.process.poll() is not None
             if holds():
                 return time.monotonic()
             assert not is_over, f"the job ended before {what}:\n{self.text}"
-            assert time.monotonic() < deadline_s, f"{what} did not come within {timeout_s:.0f} s:\n{self.text}"
+            assert time.monotonic() < deadline_s, (
+                f"{what} did not come within {timeout_s:.0f} s:\n{self.text}"
+            )
             time.sleep(_POLL_S)
 
     def wait_for_words(self, words: str, times: int = 1) -> float:

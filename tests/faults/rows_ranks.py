@@ -75,9 +75,7 @@ def crash_for_ever(campaign: Campaign, tally: Tally, quick: bool) -> None:
     tally.inject(f"every start dies at its first save (--max-restarts {max_restarts})")
     run = campaign.new_run("crash loop")
     flags = ["--max-restarts", str(max_restarts), "--restart-delay", "0"]
-    with campaign.start(
-        run, launcher_flags=flags, environment={VARIABLE: f"begin:{SAVE_STEPS}:0"}
-    ) as job:
+    with campaign.start(run, launcher_flags=flags, environment={VARIABLE: f"begin:{SAVE_STEPS}:0"}) as job:
         job.wait_for_words("starting again", times=max_restarts)
         job.wait_until(lambda: len(job.ranks()) == 2, "the last start's ranks")
         died_s = job.wait_for_death(job.ranks()[0])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
+import psutil
 from campaign import Campaign, leftovers, resumed_step
 from jobs import Job, committed, frozen, last_step
 from tally import Tally
@@ -25,11 +28,10 @@ def ask_to_stop(campaign: Campaign, tally: Tally, quick: bool) -> None:
             reached = last_step(run)
             with campaign.start(run, save_steps=_SAVE_STEPS) as job:
                 recovered_s = job.wait_for_step(reached + 1) - job.started_s
-                pid = job.process.pid
+                ranks = job.ranks()
+                pid = job.process.pid if to_launcher else ranks[-1].pid
                 with ExitStack() as stack:
-                    _freeze_in_a_save(job, stack)
-                    if not to_launcher:
-                        pid = job.ranks()[-1].pid
+                    _freeze_in_a_save(job, ranks, stack)
                     os.kill(pid, number)
                     sent_s = time.monotonic()
                 time.sleep(0.05)
@@ -50,16 +52,16 @@ def ask_to_stop(campaign: Campaign, tally: Tally, quick: bool) -> None:
     tally.equal(tally.steps_lost[-1], 0, "steps lost")
 
 
-def _freeze_in_a_save(job: Job, stack: ExitStack) -> None:
-    """Has all ranks stand still, until `stack` is left, at a moment when a checkpoint is half written."""
+def _freeze_in_a_save(job: Job, ranks: Sequence[psutil.Process], stack: ExitStack) -> None:
+    """Has the ranks stand still, until `stack` is left, at a moment when a checkpoint is half written."""
 
     def is_saving() -> bool:
-        return any(name.endswith(".tmp") for name in leftovers(job.run))
+        return any(re.fullmatch(r"\.step-\d+\.tmp", name) for name in leftovers(job.run))
 
     while True:
         job.wait_until(is_saving, "a save")
         with ExitStack() as attempt:
-            attempt.enter_context(frozen(job.ranks()))
+            attempt.enter_context(frozen(ranks))
             if is_saving():
                 stack.enter_context(attempt.pop_all())
                 return

@@ -21,5 +21,7 @@ def test_the_demo_ends_with_exact_answers(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "exact answers" in result.stdout
     assert (out / "run" / "DONE").exists()
+    steps = sorted(path.name for path in (out / "run" / "checkpoints").glob("step-*"))
+    assert steps == ["step-00000400", "step-00000472"]
     losses = [line["loss"] for line in read_metrics(out / "run")]
     assert losses[-1] < 0.1 * losses[0]

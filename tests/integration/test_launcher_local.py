@@ -260,6 +260,22 @@ def test_a_frozen_rank_does_not_hold_up_ctrl_c(start):
     assert_all_gone(pids)
 
 
+def test_the_third_ctrl_c_kills_ranks_that_go_on(start):
+    run = start("signal.signal(signal.SIGINT, lambda *_: (folder / 'asked').touch()); " + SLEEP, 2)
+    pids = run.pids()
+    run.launcher.send_signal(signal.SIGINT)
+    wait_until((run.folder / "asked").exists, "the ranks to be asked")
+    run.launcher.send_signal(signal.SIGINT)  # an echo of the first
+    for _ in range(2):
+        time.sleep(1.2)
+        assert run.launcher.poll() is None
+        run.launcher.send_signal(signal.SIGINT)
+    code, _, err = run.result()
+    assert code == 130
+    assert "SIGINT: ranks have 900 s" in err
+    assert_all_gone(pids)
+
+
 def test_ranks_may_checkpoint_when_asked_to_stop(start):
     body = """
 def save(signum, frame):

@@ -91,6 +91,7 @@ def flags(toy_model, instruction_file, validation_file, output_dir):
         "warmup_steps": 2,
         "seed": SEED,
         "logging_steps": 1,
+        "save_strategy": "no",
         **LENGTHS,
     }
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]

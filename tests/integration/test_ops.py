@@ -81,7 +81,8 @@ def test_a_killed_build_is_made_anew_and_two_processes_share_it(built):
 
 def test_the_next_process_finds_it_made(built, cache):
     made_ns = (built / "cpu_adam.so").stat().st_mtime_ns
-    code, out, err = result(start(XDG_CACHE_HOME=cache))
+    # Ninja, which is asked every time, is beside Python, in an environment that is not activated.
+    code, out, err = result(start(XDG_CACHE_HOME=cache, PATH="/usr/bin:/bin"))
     assert (code, out) == (0, "ready\n"), err
     assert (built / "cpu_adam.so").stat().st_mtime_ns == made_ns
 
@@ -133,10 +134,10 @@ def test_without_a_compiler(tmp_path):
     assert "apt install g++" in err
 
 
-def test_without_libaio(built, cache):
-    # CPU Adam, which comes first, is compiled by c++; with cc DeepSpeed looks for libaio.
-    code, _, err = result(start("nvme", XDG_CACHE_HOME=cache, CC="false"))
-    assert code == 1
+def test_without_libaio(tmp_path):
+    # DeepSpeed looks for it by compiling a few lines of C.
+    code, out, err = result(start("nvme", XDG_CACHE_HOME=tmp_path, CC="false"))
+    assert (code, out) == (1, "")  # before anything is compiled
     assert "apt install libaio-dev" in err
 
 

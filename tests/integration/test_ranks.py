@@ -16,6 +16,7 @@ def train_flags(model, data, run, **more):
         "max_steps": 3,
         "global_batch_size": 8,
         "logging_steps": 1,
+        "save_strategy": "no",
         "distributed_timeout_min": 2,  # were one rank to wait for another, the test would take this long
         **more,
     }
@@ -109,7 +110,7 @@ def test_offloaded_states_give_the_same_losses(name, toy_model, instruction_file
     assert losses[0][-1] < losses[0][0] - 0.05
 
 
-def test_epochs_decide_about_snapshots_and_steps_about_validation(toy_model, instruction_file, tmp_path):
+def test_epochs_decide_about_checkpoints_and_steps_about_validation(toy_model, instruction_file, tmp_path):
     run = tmp_path / "run"
     more = {
         "max_steps": -1,
@@ -123,5 +124,11 @@ def test_epochs_decide_about_snapshots_and_steps_about_validation(toy_model, ins
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4, 5]
-    assert [folder.name for folder in (run / "snapshots").iterdir()] == ["step-00000003"]
+    assert [line["step"] for line in lines if line["kind"] == "checkpoint"] == [3, 5]
+    checkpoints = sorted((run / "checkpoints").glob("step-*"))
+    assert [folder.name for folder in checkpoints] == ["step-00000003", "step-00000005"]
+    validation = {line["step"]: line["loss"] for line in lines if line["kind"] == "validation"}
+    for folder, measured in zip(checkpoints, (2, 5), strict=True):
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["validation"] == {"step": measured, "loss": validation[measured]}
     assert json.loads((run / "DONE").read_text())["step"] == 5

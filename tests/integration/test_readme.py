@@ -204,6 +204,15 @@ def check_entering(arguments: Sequence[str], settings: Sequence[str]) -> None:
     assert ("git", "clone", "REPOSITORY", *arguments) in COMMANDS
 
 
+def check_touch(arguments: Sequence[str], settings: Sequence[str]) -> None:
+    """The one file that a user makes: the one that stops a run."""
+    from medsft.run_folder import RunFolder
+
+    (file,) = map(Path, arguments)
+    assert file == RunFolder(file.parent).stop
+    assert file.parts[0] in USERS_OWN
+
+
 def check_printf(arguments: Sequence[str], settings: Sequence[str]) -> None:
     """Runs, before the model that it feeds, in the test below."""
     assert arguments
@@ -221,6 +230,7 @@ CHECKS: dict[str, Callable[[Sequence[str], Sequence[str]], None]] = {
     "tensorboard": check_tensorboard,
     "git": check_clone,
     "cd": check_entering,
+    "touch": check_touch,
     "printf": check_printf,
 }
 
@@ -278,6 +288,17 @@ def test_own_data_from_files_to_answers(workplace):
     assert "supervised (" in output
     assert (workplace / "runs/first/DONE").exists()
     assert [record["step"] for record in read_metrics(workplace / "runs/first")] == [3]
+
+    again = run_shell(f"{training.rstrip()} --max_steps 3 --max_train_samples 64", workplace)
+    assert "nothing to do" in again
+    longer = run_shell(f"{training.rstrip()} --max_steps 5 --max_train_samples 64", workplace)
+    assert "step 3 of 5" in longer
+    stop, *looking = the_block("medsft checkpoint list").splitlines()
+    assert split_commands(stop) == [("touch", "runs/first/STOP")]  # nothing runs there now
+    shown = run_shell(replaced("\n".join(looking), ("--step 500", "--step 5")), workplace)
+    assert "complete, latest" in shown
+    assert "step-00000005: intact" in shown
+    assert "step 5 as bf16: models/first-500" in shown
 
     *_, piped = the_block("printf").splitlines()
     answers = run_shell(f"{piped} --max_new_tokens 6", workplace)

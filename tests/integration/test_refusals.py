@@ -10,7 +10,7 @@ from runs import REPOSITORY, launch
 
 
 def run_flags(model, data, output, **more):
-    values = {"model_name_or_path": model, "train_file": data, "output_dir": output, "max_steps": 2, **more}
+    values = {"model_name_or_path": model, "train_file": data, "output_dir": output, "max_steps": 2} | more
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]
 
 
@@ -24,16 +24,46 @@ def assert_refused(result, *words):
         assert word in told[0]
 
 
-def holds_a_run(tmp_path, _):
+def holds_a_finished_run_without_checkpoints(tmp_path, _):
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "DONE"):
+        (tmp_path / "run" / name).write_text("{}")
+    return {}, ["already holds a run (run.json, DONE)", "--overwrite_output_dir"]
+
+
+def holds_a_run_but_is_to_begin_anew(tmp_path, _):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
-    return {}, ["already holds a run", "--overwrite_output_dir"]
+    return {"resume_from_checkpoint": "none"}, ["already holds a run (run.json)", "--overwrite_output_dir"]
+
+
+def no_checkpoint_where_there_must_be_one(tmp_path, _):
+    return {"resume_from_checkpoint": "latest"}, [str(tmp_path / "run" / "checkpoints"), "no checkpoint"]
+
+
+def path_without_a_checkpoint(tmp_path, _):
+    (tmp_path / "别的 run").mkdir()
+    return {"resume_from_checkpoint": tmp_path / "别的 run"}, ["别的 run", "holds no checkpoints"]
+
+
+def states_out_of_reach(tmp_path, _):
+    path = tmp_path / "藏起来.json"
+    offload = {"device": "cpu", "ratio": 0.5}
+    zero = {"stage": 3, "offload_optimizer": offload}
+    path.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": True}}))
+    return {"deepspeed": path}, ["hides optimiser states from checkpoints", "offload_optimizer.ratio is 0.5"]
 
 
 def contradicting_json(tmp_path, _):
     path = tmp_path / "矛盾.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}, "gradient_clipping": 0.3}))
     return {"deepspeed": path}, ["矛盾.json", "gradient_clipping is 0.3", "--max_grad_norm is 1.0"]
+
+
+def left_there(run):
+    """What a run has left in its folder, but for lock and tokenised data, which a refused one may make."""
+    found = sorted(path.name for path in run.iterdir()) if run.exists() else []
+    return [name for name in found if name not in (".lock", "data_cache")]
 
 
 def missing_data(tmp_path, _):
@@ -64,19 +94,34 @@ def unfitting_batch(tmp_path, _):
 
 @pytest.mark.parametrize(
     "fault",
-    [holds_a_run, contradicting_json, missing_data, example_longer_than_the_micro_batch],
+    [
+        holds_a_finished_run_without_checkpoints,
+        contradicting_json,
+        states_out_of_reach,
+        missing_data,
+        example_longer_than_the_micro_batch,
+    ],
     ids=lambda fault: fault.__name__,
 )
 def test_two_ranks_refuse_together(fault, toy_model, instruction_file, tmp_path):
     more, words = fault(tmp_path, instruction_file)
     flags = run_flags(toy_model, instruction_file, tmp_path / "run", **more)
+    before = left_there(tmp_path / "run")
     assert_refused(launch(flags, ranks=2), *words)
-    assert not (tmp_path / "run" / "DONE").exists()
+    assert left_there(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize(
     "fault",
-    [empty_data, missing_model, limits_beyond_the_positions, unfitting_batch],
+    [
+        empty_data,
+        missing_model,
+        limits_beyond_the_positions,
+        unfitting_batch,
+        holds_a_run_but_is_to_begin_anew,
+        no_checkpoint_where_there_must_be_one,
+        path_without_a_checkpoint,
+    ],
     ids=lambda fault: fault.__name__,
 )
 def test_a_single_process_refuses(fault, toy_model, instruction_file, tmp_path):
@@ -115,4 +160,21 @@ def test_a_senseless_world_is_refused(environment, word, tmp_path):
 def test_a_run_refused_before_training_leaves_the_folder_free(toy_model, instruction_file, tmp_path):
     run = tmp_path / "run"
     assert_refused(launch(run_flags(toy_model, tmp_path / "no.jsonl", run), launcher="python"), "no.jsonl")
-    assert not (run / "run.json").exists()
+    assert left_there(run) == []
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_over(toy_model, instruction_file, tmp_path):
+    run = tmp_path / "run"
+    (run / "tensorboard").mkdir(parents=True)
+    (run / "run.json").write_text('{"died": "early"}')
+    (run / "checkpoints" / ".step-00000001.tmp").mkdir(parents=True)
+    (run / "notes of mine.txt").write_text("stays")
+    flags = run_flags(toy_model, instruction_file, run, save_strategy="no")
+    result = launch(flags, launcher="python")
+    assert result.returncode == 0, result.stderr
+    assert "what an earlier run left" in result.stdout
+    old = run / "previous-1"
+    assert json.loads((old / "run.json").read_text()) == {"died": "early"}
+    assert sorted(path.name for path in old.iterdir()) == ["checkpoints", "run.json", "tensorboard"]
+    assert (run / "notes of mine.txt").exists()
+    assert (run / "DONE").exists()

@@ -14,6 +14,9 @@ import torch
 from runs import REPOSITORY, launch, ranks_of, read_metrics, running, wait_for_step
 from safetensors.torch import load_file
 
+from medsft.engine.state import check_reachable
+from medsft.errors import UserError
+
 NUM_STEPS = 14
 SAVE_STEPS = 4
 
@@ -58,9 +61,9 @@ def checkpoint_steps(run):
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
-def finish(arguments, ranks, *said, launcher="launcher"):
+def finish(arguments, ranks, *said, launcher="launcher", timeout_s=240):
     """Starts the run again, to its end; what it printed must contain `said`."""
-    done = launch(arguments, ranks, launcher)
+    done = launch(arguments, ranks, launcher, timeout_s=timeout_s)
     assert done.returncode == 0, done.stdout + done.stderr
     for text in said:
         assert text in done.stdout + done.stderr, done.stdout + done.stderr
@@ -107,7 +110,7 @@ def test_a_killed_run_goes_on_bit_for_bit(precision, whole, toy_model, instructi
     assert_same_run(out, whole(precision))
 
 
-@pytest.mark.parametrize(("number", "precision"), [(signal.SIGINT, "fp32"), (signal.SIGUSR2, "bf16")])
+@pytest.mark.parametrize(("number", "precision"), [(signal.SIGTERM, "fp32"), (signal.SIGUSR2, "bf16")])
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     number, precision, whole, toy_model, instruction_file, tmp_path
 ):
@@ -266,3 +269,46 @@ def test_time_decides_when_asked_to(toy_model, instruction_file, tmp_path):
     )  # fmt: skip
     finish(arguments, 1, launcher="python")
     assert len(checkpoint_steps(out)) > 2 and max(checkpoint_steps(out)) == NUM_STEPS
+
+
+def offloaded(name, tmp_path):
+    """One of ds_configs, with NVMe, if it uses that, in a folder of its own and small sub-groups."""
+    content = json.loads((REPOSITORY / "ds_configs" / name).read_text())
+    zero = content["zero_optimization"]
+    zero["sub_group_size"] = 50_000  # several of them in a toy
+    if zero["offload_optimizer"]["device"] == "nvme":
+        zero["offload_optimizer"]["nvme_path"] = str(tmp_path / "nvme")
+        (tmp_path / "nvme").mkdir()
+    path = tmp_path / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["zero3_offload_all.json", "zero3_nvme.json"])
+def test_offloaded_states_resume_bit_for_bit(name, toy_model, instruction_file, tmp_path):
+    if "nvme" in name and not Path("/usr/include/libaio.h").exists():
+        pytest.skip("DeepSpeed's NVMe swapping needs libaio (apt install libaio-dev)")
+    config = offloaded(name, tmp_path)
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = {"deepspeed": config, "save_steps": 3, "save_total_limit": 9, "max_steps": 6}
+    finish(flags(toy_model, instruction_file, one, **more), 2, timeout_s=900)
+    start = one / "checkpoints" / "step-00000003"
+    finish(flags(toy_model, instruction_file, two, resume_from_checkpoint=start, **more), 2)
+    assert curve(two) == {step: values for step, values in curve(one).items() if step > 3}
+    assert weights_digest(two / "model") == weights_digest(one / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ratio": 0.5}, "offload_optimizer.ratio is 0.5"),
+        ({"pipeline_read": True}, "offload_optimizer.pipeline_read is true"),
+    ],
+    ids=["ratio", "pipeline"],
+)
+def test_what_no_checkpoint_can_reach_is_said_at_the_start(change, said):
+    config = json.loads((REPOSITORY / "ds_configs" / "zero3_offload_all.json").read_text())
+    check_reachable(config)
+    config["zero_optimization"]["offload_optimizer"] |= change
+    with pytest.raises(UserError, match=said):
+        check_reachable(config)

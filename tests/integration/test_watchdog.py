@@ -31,9 +31,9 @@ def run(fault: str, rank: int, launcher: str, timeout_s: float = TIMEOUT_S, num_
 
 def silence_of(rank: int) -> re.Pattern[str]:
     return re.compile(
-        rf"medsft: rank {rank} \(host {re.escape(socket.gethostname())}, pid \d+\) has not been heard from for "
-        rf"{TIMEOUT_S} s; it was last seen in step 3: waiting for data; all ranks stop\. Start again with the "
-        r"same command; the run goes on from its last checkpoint\."
+        rf"medsft: rank {rank} \(host {re.escape(socket.gethostname())}, pid \d+\) has not been heard from "
+        rf"for {TIMEOUT_S} s; it was last seen in step 3: waiting for data; all ranks stop\. Start again "
+        r"with the same command; the run goes on from its last checkpoint\."
     )
 
 
@@ -44,10 +44,8 @@ def test_a_stopped_rank_is_named(rank, launcher):
     result = run("stop", rank, launcher)
     assert result.returncode == 1, result.stdout + result.stderr
     assert silence_of(rank).fullmatch(told(result.stderr))
-    assert (
-        "Traceback"
-        not in result.stderr.partition("torch/distributed/run.py")[0].partition("medsft: ")[2][:400]
-    )
+    if launcher == "launcher":  # torchrun ends with one of its own
+        assert "Traceback" not in result.stderr
 
 
 def test_a_rank_that_sleeps_in_its_data_is_named():
@@ -129,8 +127,8 @@ class TestJudge:
         for i in range(2, 11):
             verdict = judge.look(1.0, self.beats((1, i, 0)), 5)
         assert verdict.text == (
-            "ranks 0 (host 主机0, pid 100) and 2 (host 主机2, pid 102) have not been heard from for 10 s; rank 0 "
-            "was last seen in place 5"
+            "ranks 0 (host 主机0, pid 100) and 2 (host 主机2, pid 102) have not been heard from for 10 s; "
+            "rank 0 was last seen in place 5"
         )
 
     def test_many_are_counted(self):
@@ -138,8 +136,9 @@ class TestJudge:
         for i in range(12):
             verdict = judge.look(1.0, {0: Beat(i, 5, "place", "a", 1)}, 5)
         assert verdict.text.startswith(
-            "ranks 1 (not heard from before), 2 (not heard from before), 3 (not heard from before), 4 (not heard "
-            "from before) and 4 more have not been heard from for 10 s; rank 1 was last seen in its start"
+            "ranks 1 (not heard from before), 2 (not heard from before), 3 (not heard from before), "
+            "4 (not heard from before) and 4 more have not been heard from for 10 s; rank 1 was last seen in "
+            "its start"
         )
 
     def test_a_beat_now_and_then_is_enough(self):

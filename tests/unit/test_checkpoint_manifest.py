@@ -256,47 +256,59 @@ def test_a_field_is_lacking(folder, field):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "problem"),
     [
-        ("step", "100"),
-        ("step", True),
-        ("step", 100.0),
-        ("step", None),
-        ("step", -1),
-        ("epoch", "1"),
-        ("train_loss", "low"),
-        ("validation", {"step": 80}),
-        ("validation", [80, 1.5]),
-        ("created", "yesterday"),
-        ("created", "2026-01-02T03:04:05"),
-        ("world_size", 3),
-        ("world_size", 0),
-        ("identity", {}),
-        ("identity", "abc"),
-        ("plan", []),
-        ("versions", {"torch": 2}),
-        ("counters", {"num_skipped": "1"}),
-        ("ranks", {}),
-        ("ranks", []),
-        ("ranks", [{"figures_loss_sum": 0.0, "rng": {"torch_cpu": 1}}] * 2),
-        ("files", {"a": {"size": "1", "sha256": "0" * 64}}),
-        ("files", {"a": {"size": -1, "sha256": "0" * 64}}),
-        ("files", {"a": {"size": 1, "sha256": "0" * 63}}),
-        ("files", {"a": {"size": 1, "sha256": "A" * 64}}),
-        ("files", []),
-        ("parameters", {"w": {"shape": [2.5], "slices": []}}),
-        ("parameters", {"w": {"shape": [-1], "slices": []}}),
-        ("parameters", {"w": {"shape": [1], "slices": [{"file": SHARDS[0], "start": 0, "end": 1}]}}),
-        ("parameters", {"w": {"shape": [1], "slices": [[SHARDS[0], 0]]}}),
-        ("parameters", {"w": {"shape": [1], "slices": [[SHARDS[0], 0, 1.0]]}}),
-        ("parameters", {"w": {"shape": [1], "slices": [[SHARDS[0], False, True]]}}),
-        ("parameters", {"w": {"slices": []}}),
+        ("step", "100", "step is '100', not a whole number"),
+        ("step", True, "step is True, not a whole number"),
+        ("step", 100.0, "step is 100.0, not a whole number"),
+        ("step", None, "step is None, not a whole number"),
+        ("step", -1, "negative count"),
+        ("epoch", "1", "epoch is '1', not a number"),
+        ("train_loss", "low", "train_loss is 'low', not a number"),
+        ("validation", {"step": 80}, "validation lacks loss"),
+        ("validation", [80, 1.5], "validation is [80, 1.5], not an object"),
+        ("created", "yesterday", "'yesterday'"),
+        ("created", "2026-01-02T03:04:05", "without a time zone"),
+        ("world_size", 3, "world_size is 3, and it has 2 ranks"),
+        ("world_size", 0, "world_size is 0"),
+        ("identity", {}, "identity lacks model, tokenizer, data, seed, global_batch_size"),
+        ("identity", "abc", "identity is 'abc', not an object"),
+        ("plan", [], "plan is [], not an object"),
+        ("versions", {"torch": 2}, "versions.torch is 2, not text"),
+        ("counters", {"num_skipped": "1"}, "counters.num_skipped is '1', not a whole number"),
+        ("ranks", {}, "ranks is {}, not an array"),
+        ("ranks", [], "it has 0 ranks"),
+        ("ranks", [{"figures_loss_sum": 0.0, "rng": {"cpu": 1}}] * 2, "ranks.rng.cpu is 1, not text"),
+        ("files", {"a": {"size": "1", "sha256": "0" * 64}}, "files.a.size is '1'"),
+        ("files", {"a": {"size": -1, "sha256": "0" * 64}}, "entry of the file a is impossible"),
+        ("files", {"a": {"size": 1, "sha256": "0" * 63}}, "entry of the file a is impossible"),
+        ("files", {"a": {"size": 1, "sha256": "A" * 64}}, "entry of the file a is impossible"),
+        ("files", {"a": {"size": 1, "sha256": "0" * 64}}, "is not among its files"),
+        ("files", [], "files is [], not an object"),
+        ("parameters", {"w": {"shape": [2.5], "slices": []}}, "parameters.w.shape is 2.5"),
+        ("parameters", {"w": {"shape": [-1], "slices": []}}, "the shape of w is (-1,)"),
+        ("parameters", {"w": {"shape": [0], "slices": [{}]}}, "w.slices is {}, not an array"),
+        ("parameters", {"w": {"shape": [1], "slices": [[SHARDS[0], 0]]}}, "not [file, start, end]"),
+        ("parameters", {"w": {"shape": [1], "slices": [[SHARDS[0], 0, 1.0]]}}, "not [file, start, end]"),
+        ("parameters", {"w": {"shape": [1], "slices": [[SHARDS[0], False, True]]}}, "not [file, start"),
+        ("parameters", {"w": {"slices": []}}, "parameters.w lacks shape"),
     ],
 )
-def test_content_of_a_faulty_writer(folder, field, value):
+def test_content_of_a_faulty_writer(folder, field, value, problem):
     """The digest fits, the content does not: refused before anything is made of it."""
     seal(folder, {**content_of(folder), field: value})
-    damage(folder)
+    assert problem in damage(folder).problem
+
+
+def test_written_by_nobody(folder):
+    seal(folder, {**content_of(folder), "world_size": 0, "ranks": []})
+    assert damage(folder).problem == "its world_size is 0, and it has 0 ranks"
+
+
+def test_numbers_without_a_point(folder):
+    """Other programs write 1 for 1.0."""
+    seal(folder, {**content_of(folder), "epoch": 1})
+    assert isinstance(read_manifest(folder).epoch, float)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
+from dataclasses import fields
+
 import pytest
 
-from medsft.config import parse
+from medsft.checkpoint.manifest import Identity
+from medsft.config import CHANGEABLE, parse
 from medsft.errors import UserError
 
 REQUIRED = ["--model_name_or_path", "model", "--train_file", "a.jsonl", "--output_dir", "out"]
@@ -39,6 +42,25 @@ def test_yaml_is_below_the_command_line(tmp_path):
     assert config.optimization.packing is False
     assert config.optimization.seed == 8
     assert config.data.max_train_samples is None
+    assert config.run.save_strategy == "no"  # YAML would read it as false
+
+
+def test_yaml_lists_what_may_have_changed(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("allow_changed: [data, seed]\nresume_from_checkpoint: 旧的 run\n", encoding="utf-8")
+    config = parse(["--config", str(path), *REQUIRED])
+    assert config.run.allow_changed == ["data", "seed"]
+    assert config.run.resume_from_checkpoint == "旧的 run"
+
+
+def test_a_run_saves_and_resumes_without_being_told():
+    run = parse(REQUIRED).run
+    assert (run.save_strategy, run.resume_from_checkpoint, run.on_save_failure) == ("epoch", "auto", "stop")
+
+
+def test_what_may_have_changed_is_what_is_compared():
+    assert sorted(CHANGEABLE) == sorted(field.name for field in fields(Identity))
+    assert parse([*REQUIRED, "--allow_changed", *CHANGEABLE]).run.allow_changed == list(CHANGEABLE)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +120,12 @@ def test_help_is_grouped(capsys):
         (["--learning_rate", "inf"], "--learning_rate inf must be a finite number"),
         (["--max_grad_norm", "nan"], "--max_grad_norm nan must be a finite number"),
         (["--save_steps", "100"], "--save_steps 100 needs --save_strategy steps"),
+        (["--save_minutes", "5"], "--save_minutes 5.0 needs --save_strategy time"),
+        (["--save_strategy", "time", "--save_minutes", "0"], "--save_minutes 0.0 must be above 0"),
+        (["--save_total_limit", "0"], "--save_total_limit 0 must be 1 or more"),
+        (["--keep_every_steps", "0"], "--keep_every_steps 0 must be 1 or more"),
+        (["--resume_from_checkpoint", ""], "--resume_from_checkpoint must be auto, latest, none or a path"),
+        (["--allow_changed", "seed", "weather"], "--allow_changed weather must be of data, tokenizer"),
         (["--eval_steps", "100"], "--eval_steps 100 needs --validation_file"),
         (
             ["--micro_batch_tokens", "99", "--packing", "false"],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 from urllib.parse import unquote
 
 import pytest
@@ -24,6 +26,8 @@ DOCUMENTS = sorted(
     for path in REPOSITORY.glob(pattern)
 )
 REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]
+# What decides about checkpoints: docs/checkpoints.md lists all of them.
+CHECKPOINT_FLAGS = re.compile(r"save_.*|keep_.*|on_save_failure|resume_from_checkpoint|allow_changed")
 # Flags of other programs that the documents name.
 FOREIGN_FLAGS = {"--hostfile", "--master_addr", "--master_port", "--mem", "--help"}
 
@@ -60,6 +64,25 @@ def table_under(name: str | Path, first_cell: str) -> list[list[str]]:
 
 def unquoted(cell: str) -> str:
     return cell.strip("`")
+
+
+def default_of(flag: str) -> Any:
+    from medsft.config import parse
+
+    return parse(REQUIRED).flags()[flag.removeprefix("--")]
+
+
+def check_default(flag: str, shown: str) -> None:
+    """A default as a table shows it: — stands for none."""
+    default = default_of(flag)
+    if shown == "—":
+        assert default is None or default == [], flag
+    elif isinstance(default, bool):
+        assert shown == str(default).lower(), flag
+    elif isinstance(default, int | float):
+        assert float(shown) == default, flag
+    else:
+        assert shown == default, flag
 
 
 @cache
@@ -114,22 +137,11 @@ def test_named_files_of_the_repository_exist(document):
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_flag_table_has_the_defaults(readme):
-    from medsft.config import parse
-
-    defaults = parse(REQUIRED).flags()
     rows = [table[1:] for table in tables(read(readme)) if table[1][0].startswith("`--")]
     (rows,) = rows
     assert len(rows) > 20
     for flag, shown, meaning in rows:
-        default = defaults[unquoted(flag).removeprefix("--")]
-        if shown == "—":
-            assert default is None or default == [], flag
-        elif isinstance(default, bool):
-            assert shown == str(default).lower(), flag
-        elif isinstance(default, int | float):
-            assert float(shown) == default, flag
-        else:
-            assert shown == default, flag
+        check_default(unquoted(flag), shown)
         assert meaning
 
 
@@ -163,23 +175,17 @@ def test_the_layout_is_the_one_on_disk(readme):
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_run_folder_is_as_shown(readme):
-    from medsft.run_folder import RunFolder
+    from medsft.run_folder import RunFolder, step_name
 
     folder = RunFolder(Path("run"))
-    names = {
-        folder.description,
-        folder.metrics,
-        folder.tensorboard,
-        folder.model,
-        folder.data_cache,
-        folder.done,
-    }
-    names |= {folder.snapshot(500).parent}
+    properties = {name for name, value in vars(RunFolder).items() if isinstance(value, property)}
+    names = {getattr(folder, name).name for name in properties - {"stop"}}  # STOP is the user's
     (tree,) = [block for block in blocks(readme, "text") if block.startswith("runs/first/")]
     shown = {line.split()[0].rstrip("/") for line in tree.splitlines()[1:]}
-    assert shown == {path.name for path in names}
-    assert folder.snapshot(500).name in tree
+    assert shown == names
+    assert f"{step_name(500)}/" in tree
     assert {unquoted(row[0]) for row in table_under("docs/training.md", "name")} == shown
+    assert f"named `{folder.stop.name}`" in read("docs/training.md")
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -197,7 +203,6 @@ def test_numbers_about_model_and_recipe(readme):
     assert "7,622" in text
     assert f"{StepPlan.for_run(7622, '', 16, 0, 3.0).num_steps:,}" in text
     assert f"{round(20_000 * config.hidden_size / 1e6)} million" in text or "8,200 万" in text
-    assert f"{count_parameters(config) * 2 / 1e9:.1f} GB in bf16" in read("docs/training.md")
     # "under a million": with the 1,500 ids that `medsft tokenizer` makes, and more.
     toy = ChatGLMConfig(vocab_size=130_528, **PRESETS["toy"])
     assert count_parameters(toy) - (toy.vocab_size - 4000) * toy.hidden_size < 1_000_000
@@ -239,6 +244,167 @@ def test_metrics_and_their_tags():
     rows = table_under("docs/training.md", "field")
     assert {unquoted(row[0]) for row in rows} == {field.name for field in fields(Metrics)}
     assert {unquoted(row[0]): unquoted(row[1]) for row in rows if row[0] != "`step`"} == TAGS
+
+
+def test_what_is_told_of_a_checkpoint(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from medsft.monitor.metrics import MetricsFile, Save
+    from medsft.monitor.tensorboard import TensorBoard
+
+    for sink in (MetricsFile(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path)):
+        sink.checkpoint(Save(step=5, stall_s=0.5, write_s=2.0, num_bytes=3 * 10**9))
+        sink.close()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"))
+    rows = table_under("docs/training.md", "field of a checkpoint")
+    assert {unquoted(row[0]) for row in rows} == record.keys() - {"kind", "time"}
+    assert record["kind"] == "checkpoint" and "train, validation or checkpoint" in read("docs/training.md")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {unquoted(row[1]) for row in rows if row[0] != "`step`"} == set(events.Tags()["scalars"])
+    (size,) = events.Scalars("checkpoint/size_gb")
+    assert size.value == 3.0
+
+
+def test_checkpoint_flags_have_their_defaults():
+    from medsft.config import RunConfig
+    from medsft.saving import DEFAULT_SAVE_MINUTES, DEFAULT_SAVE_STEPS
+
+    rows = {unquoted(row[0]): row[1:] for row in table_under("docs/checkpoints.md", "flag")}
+    all_of_them = {f"--{f.name}" for f in fields(RunConfig) if CHECKPOINT_FLAGS.fullmatch(f.name)}
+    assert rows.keys() == all_of_them
+    for flag, (shown, _) in rows.items():
+        check_default(flag, shown)
+    assert f"({DEFAULT_SAVE_STEPS})" in rows["--save_steps"][1]
+    assert f"({DEFAULT_SAVE_MINUTES:.0f})" in rows["--save_minutes"][1]
+    for readme in READMES:
+        (row,) = [line for line in read(readme).splitlines() if line.startswith("| `--save_steps`")]
+        assert str(DEFAULT_SAVE_STEPS) in row
+
+
+def test_every_choice_for_checkpoints_is_there():
+    from medsft.config import CHANGEABLE, RunConfig
+
+    strategies, on_failure = (
+        set(get_args(get_type_hints(RunConfig)[name])) for name in ("save_strategy", "on_save_failure")
+    )
+    text = read("docs/checkpoints.md")
+    assert {unquoted(row[0]) for row in table_under("docs/checkpoints.md", "`--save_strategy`")} == strategies
+    assert {unquoted(row[0]) for row in table_under("docs/checkpoints.md", "name")} == set(CHANGEABLE)
+    assert all(f"`{name}`" in text for name in on_failure)
+    for readme in READMES:
+        (row,) = [line for line in read(readme).splitlines() if line.startswith("| `--save_strategy`")]
+        assert set(re.findall(r"`(\w+)`", row)) == strategies
+
+
+def test_what_a_checkpoint_of_chatglm_costs():
+    from medsft.chatglm import ChatGLMConfig
+    from medsft.chatglm.init import PRESETS, count_parameters
+    from medsft.engine.state import STATES
+
+    bytes_a_parameter = 4 * len(STATES)
+    num_parameters = count_parameters(ChatGLMConfig(vocab_size=130_528, **PRESETS["6b"]))
+    gb = bytes_a_parameter * num_parameters / 1e9
+    kept = default_of("--save_total_limit")
+    text = read("docs/checkpoints.md")
+    assert f"{bytes_a_parameter} bytes, which is {gb:.0f} GB for ChatGLM-6B" in text
+    assert f"{gb / 8:.1f} GB from each of eight" in text
+    # While one more is written; with validation the best one may be older than those that are kept.
+    assert f"{(kept + 1) * gb:.0f} GB for ChatGLM-6B with the defaults, {(kept + 2) * gb:.0f} GB" in text
+    assert f"默认 {(kept + 1) * gb:.0f} GB，有验证集时 {(kept + 2) * gb:.0f} GB" in text
+    assert f"{num_parameters * 2 / 1e9:.1f} GB in bf16" in text
+    three = {3: "three must fit"}[kept + 1]
+    assert f"takes {gb:.0f} GB" in read("README.md") and three in " ".join(read("README.md").split())
+    assert f"占 {gb:.0f} GB" in read("README.zh.md") and "放得下三个" in read("README.zh.md")
+    assert f"checkpoint {gb:.0f} GB on top" in " ".join(read("docs/troubleshooting.md").split())
+
+
+def test_deepspeed_settings_that_hide_states_are_those_that_are_refused():
+    from medsft.engine.state import check_reachable
+    from medsft.errors import UserError
+
+    (line,) = [part for part in read("docs/checkpoints.md").split("\n- ") if "are refused when" in part]
+    named = re.findall(r"`((?:offload_optimizer|zero_optimization)\.\w+)`", line)
+    values = {"ratio": 0.3, "mics_shard_size": 2, "zenflow": {"topk_ratio": 0.1}}
+    for name in named:
+        block, key = name.split(".")
+        setting = {key: values.get(key, True)}
+        zero = {"stage": 3, **(setting if block == "zero_optimization" else {block: setting})}
+        with pytest.raises(UserError, match=re.escape(name)):
+            check_reachable({"zero_optimization": zero})
+    source = read("medsft/engine/state.py").split("def check_reachable")[1].split("\ndef ")[0]
+    refused = re.findall(r"offload_optimizer\.(\w+) is", source)
+    for names in re.findall(r"for name in (\(.*?\)):", source):
+        refused += re.findall(r'"(\w+)"', names)
+    assert sorted(name.split(".")[1] for name in named) == sorted(refused)
+    for path in REPOSITORY.glob("ds_configs/*.json"):
+        check_reachable(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_what_stops_a_run_and_with_which_code():
+    from medsft import exit_codes
+    from medsft.engine import stop
+    from medsft.run_folder import RunFolder
+
+    rows = {row[0]: row[1:] for row in table_under("docs/checkpoints.md", "")}
+    signals = {name for cell in rows for name in re.findall(r"`(SIG\w+)`", cell)}
+    assert signals == {number.name for number in stop._SIGNALS}
+    assert f"`{RunFolder(Path('run')).stop.name}`" in rows
+    for what, (in_set_up, in_training, at_the_end) in rows.items():
+        interrupted = exit_codes.INTERRUPTED if "SIGINT" in what else exit_codes.STOPPED
+        assert in_set_up.endswith(f", {interrupted}"), what
+        assert in_training.endswith(f", {exit_codes.STOPPED}"), what
+        assert at_the_end.endswith(f", {exit_codes.FINISHED}"), what
+    for document in (*READMES, "docs/checkpoints.md"):
+        assert f"touch runs/first/{RunFolder(Path('run')).stop.name}" in read(document)
+    job = read("slurm/train_8xa100.sh")
+    assert "\n#SBATCH --signal=B:USR1@600\n" in job and "Ten minutes before the time limit" in job
+    assert f"code {exit_codes.STOPPED}" in job.replace("\n#", "")
+    assert "`SIGUSR1` sent ten minutes before" in " ".join(read("docs/checkpoints.md").split())
+
+
+def test_figures_of_the_launcher_and_the_watchdog():
+    from launcher.__main__ import _parser
+    from launcher.exit_codes import GAVE_UP
+
+    options = _parser().parse_args(["run", "train.py"])
+    text = " ".join(read("docs/checkpoints.md").split())
+    assert f"waits `--grace` seconds ({options.grace:.0f})" in text
+    assert f"只等 `--grace` 秒（{options.grace:.0f}）" in text
+    assert f"after {options.grace:.0f} s" in read("README.md") and f"只等 {options.grace:.0f} 秒" in read(
+        "README.zh.md"
+    )
+    assert f"the exit code is {GAVE_UP}" in text
+    assert f"`--distributed_timeout_min` minutes ({default_of('--distributed_timeout_min')})" in text
+
+
+def commands_of(document: str) -> list[list[str]]:
+    """Our commands in the bash blocks of a document, as words."""
+    lines = [line for block in blocks(document, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+@pytest.mark.parametrize("words", commands_of("docs/checkpoints.md"), ids=" ".join)
+def test_commands_about_checkpoints_are_taken(words, tmp_path):
+    import typer
+
+    from launcher.__main__ import _parser
+    from medsft.cli import app
+    from medsft.config import parse
+
+    if words[0] == "medsft":
+        command, rest = typer.main.get_command(app), words[1:]
+        while hasattr(command, "commands"):
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(" ".join(words), rest)
+    elif words[0] == "python":
+        assert words[1:3] == ["-m", "launcher"]
+        script, *arguments = _parser().parse_args(words[3:]).script
+        assert (REPOSITORY / script).is_file()
+        (yaml_text,) = blocks("README.md", "yaml")
+        (tmp_path / "train.yaml").write_text(yaml_text, encoding="utf-8")
+        parse([str(tmp_path / word) if word == "train.yaml" else word for word in arguments])
+    else:
+        assert words[0] == "touch"  # held against the name of the file elsewhere
 
 
 def test_yaml_examples_are_accepted(tmp_path):
@@ -310,7 +476,7 @@ def test_quoted_messages_are_ones_that_the_program_says():
     code = re.sub(r'"\s*\n\s*f?"', "", code)
     headings = re.findall(r"^### (.*)$", read("docs/troubleshooting.md"), flags=re.MULTILINE)
     quoted = [text for heading in headings for text in re.findall(r"`([^`]+)`", heading)]
-    assert len(quoted) >= 8
+    assert len(quoted) >= 16
     for text in quoted:
         assert text in code, text
 

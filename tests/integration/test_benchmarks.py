@@ -1,0 +1,48 @@
+"""The scripts in benchmarks/ run, on a model so small that their figures mean nothing."""
+
+import json
+import subprocess
+import sys
+
+from runs import REPOSITORY, clean_environment
+
+BYTES_A_PARAMETER = 12  # fp32 weight and two moments
+
+
+def test_checkpoint_benchmark(tmp_path):
+    results, place = tmp_path / "结果 tables", tmp_path / "临时 place"
+    results.mkdir()
+    place.mkdir()
+    smallest = ["--params", "1e6", "--ranks", "2", "--repetitions", "1", "--starts", "1", "--examples", "1"]
+    places = ["--folder", str(place), "--results", str(results)]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/checkpoint.py", *smallest, *places],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(place.iterdir())
+    tables = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    assert {path.stem for path in results.glob("*.md")} == set(tables)
+    assert set(tables) == {"checkpoint", "checkpoint_starts", "checkpoint_steps"}
+
+    saves = {row["way"]: row for row in tables["checkpoint"]["rows"]}
+    num_params = int(tables["checkpoint"]["settings"]["parameters"].replace(",", ""))
+    assert len(saves) == 9
+    for row in saves.values():
+        assert row["ranks"] == 2
+        assert 0 < row["min"] <= row["s (median)"] <= row["max"]
+        expected_gb = num_params * BYTES_A_PARAMETER / 1e9
+        assert expected_gb < row["GB"] < 1.2 * expected_gb  # configuration and tokenizer come along
+    assert saves["plain file copy, flushed"]["times the copy"] == 1
+
+    starts = {row["start"]: row for row in tables["checkpoint_starts"]["rows"]}
+    assert set(starts) == {"fresh", "resumed, saved by 2", "DeepSpeed, saved by 2"}
+    assert starts["resumed, saved by 2"]["verify s"] > 0
+    assert starts["fresh"]["times fresh"] == starts["fresh"]["times fresh's"] == 1
+
+    (steps,) = tables["checkpoint_steps"]["rows"]
+    assert steps["write s"] > 0
