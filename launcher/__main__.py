@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -160,12 +161,12 @@ def _run(options: argparse.Namespace) -> int:
             sys.stdout.write(f"{command.name}: {command.shown()}\n")
         return FINISHED
 
-    def commands(num_starts: int) -> tuple[Command, ...]:
-        # By the time of a restart the port may be another program's. The ranks are told of it, because it is
-        # to go on with the run even where the command says to start over.
-        restarted = (*job.environment, ("MEDSFT_RESTARTS", str(num_starts)))
-        port = ports.free_port(job.master_port)
-        return to_commands(replace(job, master_port=port, environment=restarted))
+    # The same at each start: a restart knows by it what this launch has begun, and goes on with that.
+    job = replace(job, environment=(*job.environment, ("MEDSFT_LAUNCH", uuid.uuid4().hex)))
+
+    def commands() -> tuple[Command, ...]:
+        # By the time of a restart the port may be another program's.
+        return to_commands(replace(job, master_port=ports.free_port(job.master_port)))
 
     grace = supervise.Grace(options.grace, options.stop_grace)
     policy = restart.Policy(options.max_restarts, options.restart_delay)

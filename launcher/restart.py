@@ -91,7 +91,7 @@ def newest_step(checkpoints: Path) -> int | None:
 
 
 def run(
-    commands: Callable[[int], Sequence[Command]],
+    commands: Callable[[], Sequence[Command]],
     grace: Grace,
     policy: Policy,
     checkpoints: Path | None,
@@ -99,16 +99,13 @@ def run(
 ) -> JobEnd:
     """Runs a job to an end that another start would not mend, or that `policy` does not let it mend.
 
-    `commands` is called for each start, with the number of starts before; `checkpoints` is where progress is
-    seen, None: nowhere; `say` gets a line for each restart. A signal between two starts ends it at
-    once. Raises as `supervise.run`.
+    `commands` is called for each start; `checkpoints` is where progress is seen, None: nowhere; `say` gets
+    a line for each restart. A signal between two starts ends it at once. Raises as `supervise.run`.
     """
     with supervise.held_back() as signals:
         progress = Progress(_look(checkpoints, say))
-        num_starts = 0
         while True:
-            end = supervise.run(commands(num_starts), grace, signals, say)
-            num_starts += 1
+            end = supervise.run(commands(), grace, signals, say)
             if policy.max_restarts == 0 or end.kind != "crashed" or end.stop_asked:
                 return end
             going_on = after_crash(progress, _look(checkpoints, say), policy.max_restarts)

@@ -250,6 +250,6 @@ def _watch(
                 (now + longest_s, signal.SIGKILL),
             ]
             say(
-                f"{signal.Signals(stop_signal).name}: ranks have {longest_s:g} s to write a checkpoint and end; "
-                f"{_STOPS_THAT_KILL - 1} more signals kill them at once"
+                f"{signal.Signals(stop_signal).name}: ranks have {longest_s:g} s to write a checkpoint and "
+                f"end; {_STOPS_THAT_KILL - 1} more signals kill them at once"
             )

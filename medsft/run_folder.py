@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from medsft.errors import UserError
-from medsft.files import sync
+from medsft.files import replace_file, sync
 
 
 @dataclass(frozen=True)
@@ -123,22 +123,26 @@ def move_aside_results(path: Path) -> None:
         _move(left, _next_previous(path))
 
 
-def move_aside_newer(path: Path, step: int) -> list[int]:
-    """Moves checkpoints of later steps than `step` to `previous-N/checkpoints`; returns the steps, ascending.
+def move_aside_newer(path: Path, step: int) -> Path | None:
+    """Moves checkpoints of later steps than `step` to `checkpoints/previous-N`, or None if there are none.
 
     A run that goes on from `step` calls it: the later ones are damaged, or belong to a branch that is given
     up, and would be taken for this run's. Folders without a manifest go too: they are in the way of its own.
-    The pointer `latest` is left as it is.
+    The branch's metrics go with them, as a copy. It all stays in the checkpoints folder, which may be a link
+    to another disk. The pointer `latest` is left as it is.
     """
-    checkpoints = RunFolder(path).checkpoints
-    if not checkpoints.exists():
-        return []
-    found = {step_of(item.name): item for item in checkpoints.iterdir()}
+    folder = RunFolder(path)
+    if not folder.checkpoints.exists():
+        return None
+    found = {step_of(item.name): item for item in folder.checkpoints.iterdir()}
     newer = sorted((each for each in found if each is not None and each > step), reverse=True)
-    if newer:
-        # From the newest down: cut short, it leaves the line of checkpoints without a gap.
-        _move([found[each] for each in newer], _next_previous(path) / checkpoints.name)
-    return newer[::-1]
+    if not newer:
+        return None
+    # From the newest down: cut short, it leaves the line of checkpoints without a gap.
+    aside = _move([found[each] for each in newer], _next_previous(folder.checkpoints))
+    if folder.metrics.exists():
+        replace_file(aside / folder.metrics.name, folder.metrics.read_bytes())
+    return aside
 
 
 def _next_previous(path: Path) -> Path:

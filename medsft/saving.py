@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from medsft.assembly import OF_A_PLACE
 from medsft.chatglm.base import BaseModel
@@ -23,7 +23,7 @@ from medsft.data.progress import terminal_progress
 from medsft.engine.distributed import AgreedError, World, largest, together
 from medsft.engine.rng import restore_rng_states
 from medsft.engine.state import TrainingState, restore_scaler
-from medsft.engine.step import TrainStep
+from medsft.engine.step import DivergedError, TrainStep
 from medsft.engine.stop import Stopped, StopRequest
 from medsft.errors import UserError
 from medsft.monitor.metrics import Figures, Save
@@ -45,36 +45,32 @@ def identity_of(base: BaseModel, plan: StepPlan) -> Identity:
     )
 
 
-def starts_over(config: RunConfig, environment: Mapping[str, str]) -> bool:
-    """Whether an earlier run in the folder is to give way: --overwrite_output_dir, at the first start only.
-
-    A launcher (ours, or Slurm) that starts the same command again wants it to go on.
-    """
-    restarts = max(int(environment.get(name) or 0) for name in ("MEDSFT_RESTARTS", "SLURM_RESTART_COUNT"))
-    return config.overwrite_output_dir and restarts == 0
-
-
 def find_checkpoint(
     config: Config, base: BaseModel, plan: StepPlan, folder: RunFolder, world: World
 ) -> Checkpoint | None:
     """The checkpoint that the run begins with, verified and held against the settings; None for step 0."""
     flags = config.run
+    identity = identity_of(base, plan)
+
+    def check(manifest: Manifest) -> None:
+        for change in check_same_run(manifest, identity, base.shapes, flags.allow_changed):
+            if world.is_main:
+                logger.warning("--allow_changed: %s", change)
+        if manifest.step > plan.num_steps:
+            raise UserError(
+                f"the checkpoint is of step {manifest.step}, and this run has {plan.num_steps} steps. Give "
+                "more --max_steps or --num_train_epochs, or an earlier checkpoint."
+            )
+
     with together(world):
         paths = []
         if world.is_main:
-            paths = candidates(folder, flags.resume_from_checkpoint, starts_over(flags, os.environ))
+            paths = candidates(folder, flags.resume_from_checkpoint, flags.overwrite_output_dir, os.environ)
     with terminal_progress("verifying the checkpoint") as progress:
-        checkpoint = open_best(paths, world, progress if world.is_main else None)
+        checkpoint = open_best(paths, check, world, progress if world.is_main else None)
     if checkpoint is None:
         return None
     manifest = checkpoint.manifest
-    with together(world):
-        check_same_run(manifest, identity_of(base, plan), base.shapes, flags.allow_changed)
-        if manifest.step > plan.num_steps:
-            raise UserError(
-                f"{checkpoint.folder} is of step {manifest.step}, and this run has {plan.num_steps} steps. "
-                "Give more --max_steps or --num_train_epochs, or an earlier checkpoint."
-            )
     for change in changed_flags(manifest.flags, config.flags(), OF_A_PLACE | _OF_A_START):
         logger.info("changed since the checkpoint: %s", change)
     ranks = f"{manifest.world_size} rank{'s' if manifest.world_size > 1 else ''}"
@@ -100,9 +96,9 @@ def is_of(checkpoint: Checkpoint, folder: RunFolder) -> bool:
 def make_room(folder: RunFolder, checkpoint: Checkpoint | None) -> None:
     """Leaves in the folder what the run goes on with, and nothing that it would take for its own.
 
-    For rank 0 alone. What an earlier start did not finish to write or to delete is removed; the rest goes to
-    previous-N: everything for a run that begins at step 0 or elsewhere, else checkpoints newer than the one
-    it goes on from, and the model and DONE of a run that had finished.
+    For rank 0 alone. What an earlier start did not finish to write or to delete is removed; the rest is moved
+    aside: everything for a run that begins at step 0 or elsewhere, else checkpoints newer than the one it
+    goes on from, and the model and DONE of a run that had finished.
     """
     for name in commit.clean(folder.checkpoints):
         logger.info("removed %s, which an earlier start did not finish", folder.checkpoints / name)
@@ -111,9 +107,9 @@ def make_room(folder: RunFolder, checkpoint: Checkpoint | None) -> None:
             logger.info("what an earlier run left in %s is moved to %s", folder.path, aside.name)
         return
     step = checkpoint.manifest.step
-    moved = move_aside_newer(folder.path, step)
-    if moved:
-        logger.warning("newer than step %d, so moved to previous-N: checkpoints %s", step, moved)
+    aside = move_aside_newer(folder.path, step)
+    if aside is not None:
+        logger.warning("checkpoints newer than step %d are moved to %s", step, aside)
     move_aside_results(folder.path)
     commit.point(folder.checkpoints)
 
@@ -136,6 +132,14 @@ def restore(
             everyone = sum(rank.figures_loss_sum for rank in manifest.ranks)
             loss_sum = everyone if world.is_main else 0.0
         figures.restore(manifest.counters, loss_sum)
+
+
+def flags_to_leave_out(config: RunConfig) -> list[str]:
+    """Flags with which the same command, typed again, would not go on with the run but begin another."""
+    flags = ["--overwrite_output_dir"] if config.overwrite_output_dir else []
+    if config.resume_from_checkpoint not in ("auto", "latest"):
+        flags.append("--resume_from_checkpoint")
+    return flags
 
 
 class Draft(Protocol):
@@ -183,7 +187,8 @@ def draft_manifest(
 class Saving:
     """The checkpoints of a run: begins saves, takes up how they ended, reports them.
 
-    All methods are collectives.
+    Every method must be called by all ranks, for a reason that they share. Memory for the copies is taken
+    here, unless nothing is to be saved by itself; raises `UserError` where there is too little.
     """
 
     def __init__(
@@ -205,6 +210,16 @@ class Saving:
         keep = Keep(config.save_total_limit, config.keep_every_steps, config.keep_best)
         self._saver = CheckpointSaver(folder.checkpoints, state, world, keep, base.write_companions)
         self._begun_s = time.monotonic()
+        if config.save_strategy != "no":
+            with together(world):
+                state.reserve()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is DivergedError:  # the one that all ranks leave a step by: the save before it may finish
+            self.settle()
 
     def after_step(self, step: int, stop: StopRequest, validation: Validation | None) -> None:
         """After step `step` (from 0): saves if it is time to, and ends the run if somebody asked for it.
@@ -212,10 +227,10 @@ class Saving:
         `validation` is the most recent one. Raises `Stopped`, the checkpoint on the disk, on all ranks alike;
         `AgreedError` when a save failed and the run is to end then.
         """
-        vote, is_time, has_failed = largest(
-            self._world, stop.vote(self._world), self._is_time(), self._saver.has_failed
-        )
-        if has_failed or self._saver.has_ended:
+        # Read once: a save that ends after the ranks have voted is taken up after the next step, by all.
+        has_ended, has_failed = self._saver.has_ended, self._saver.has_failed
+        vote, is_time, any_failed = largest(self._world, stop.vote(self._world), self._is_time(), has_failed)
+        if any_failed or (has_ended and not has_failed):
             self.settle()
         done = step + 1
         # A run that has all its steps behind it ends by itself.
@@ -225,7 +240,7 @@ class Saving:
         if reason:
             self.settle(must=True)
             stop.clear()
-            raise Stopped(reason, done)
+            raise Stopped(reason, done, flags_to_leave_out(self._config))
 
     def settle(self, must: bool = False) -> None:
         """Waits for the save in flight, if any, and takes it up; `must`: the run cannot go on without it.
@@ -239,7 +254,7 @@ class Saving:
             self._reporter.checkpoint(Save(end.step, end.stall_s, end.write_s, end.num_bytes))
         elif must or self._config.on_save_failure == "stop":
             raise AgreedError(f"the checkpoint of step {end.step} could not be saved: {end.fault}")
-        else:
+        elif self._world.is_main:
             logger.warning("the checkpoint of step %d could not be saved: %s", end.step, end.fault)
 
     def _begin(self, done: int, validation: Validation | None) -> None:

@@ -16,6 +16,7 @@ if __package__ in (None, ""):
 
 import logging
 import math
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,12 +44,22 @@ from medsft.engine.stop import Stopped, StopRequest
 from medsft.engine.watchdog import progress
 from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
+from medsft.launch import launch_names
 from medsft.monitor.metrics import Figures
 from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.provenance import Provenance, software_versions
 from medsft.run_folder import RunFolder, writing
 from medsft.run_lock import check_shared, claim
-from medsft.saving import Saving, draft_manifest, find_checkpoint, identity_of, is_of, make_room, restore
+from medsft.saving import (
+    Saving,
+    draft_manifest,
+    find_checkpoint,
+    flags_to_leave_out,
+    identity_of,
+    is_of,
+    make_room,
+    restore,
+)
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -100,8 +111,9 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     stop.arm()
     if reason := stop.verdict(*largest(world, stop.vote(world)), world):
         stop.clear()
-        raise Stopped(reason, start_step)
-    with assembly.open_batches(config, data, plan, start_step, batch, base, world) as steps:
+        raise Stopped(reason, start_step, flags_to_leave_out(config.run))
+    batches = assembly.open_batches(config, data, plan, start_step, batch, base, world)
+    with saving, batches as steps:
         for info, micro_batches in steps:
             progress(f"step {info.step + 1}")
             result = step(info.step, micro_batches, info.num_targets)
@@ -185,6 +197,7 @@ def describe_run(
         if world.is_main:
             make_room(folder, checkpoint)
             facts = {
+                "launch": launch_names(os.environ),
                 "world_size": world.size,
                 "start_step": start_step,
                 "num_steps": plan.num_steps,

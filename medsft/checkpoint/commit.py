@@ -65,7 +65,10 @@ def begin(root: Path, step: int) -> Path:
         _check_unused(root, step)
         if temporary.exists():
             shutil.rmtree(temporary)
+        is_new = not root.exists()
         temporary.mkdir(parents=True)
+        if is_new:
+            sync(root.parent)
     reach("begin", step)
     return temporary
 

@@ -19,42 +19,61 @@ from medsft.checkpoint.survey import checkpoint_folder
 from medsft.checkpoint.verify import check_file, check_slices
 from medsft.engine.distributed import World, from_all, from_main, together
 from medsft.errors import UserError
+from medsft.launch import is_restart, read_description
 from medsft.run_folder import RunFolder, holds_run, left_by_a_run
 
 logger = logging.getLogger(__name__)
 
 
-def candidates(folder: RunFolder, wanted: str, overwrite: bool) -> list[Path]:
+def candidates(folder: RunFolder, wanted: str, overwrite: bool, environment: Mapping[str, str]) -> list[Path]:
     """Checkpoints to begin with, the best first; empty for a run that begins at step 0.
 
     `wanted` is --resume_from_checkpoint: auto, latest, none, or a path; `overwrite` is
-    --overwrite_output_dir. Raises `UserError` where they do not fit what the folder holds. A damaged
-    checkpoint is among the candidates: whoever opens it says what is wrong.
+    --overwrite_output_dir. Both say how a run begins, so a restart of the launch that began it (by
+    `environment`), or the second start of a branch, goes on with it instead. Raises `UserError` where they do
+    not fit what the folder holds. A damaged checkpoint is among the candidates: whoever opens it says what is
+    wrong.
     """
-    own = [] if overwrite else folders_in(folder.checkpoints)[::-1]
-    if wanted not in ("auto", "latest", "none"):
-        chosen = checkpoint_folder(Path(wanted))
-        is_own = chosen.resolve().parent == folder.checkpoints.resolve()
-        if is_own and overwrite:
-            raise UserError(
-                f"--resume_from_checkpoint {wanted} goes on with the run in {folder.path}, and "
-                "--overwrite_output_dir true starts over there; give one of them."
-            )
-        if not is_own and not overwrite:
-            _refuse_a_run(folder)
-        return [chosen]
-    if wanted == "none" and not overwrite:
+    own = folders_in(folder.checkpoints)[::-1]
+    has_begun = is_restart(folder.description, environment)
+    if wanted in ("auto", "latest", "none"):
+        if has_begun:
+            return own
+        return _by_word(folder, wanted, overwrite, own)
+    chosen = checkpoint_folder(Path(wanted))
+    if chosen.resolve().parent == folder.checkpoints.resolve():
+        if overwrite:
+            raise _contradiction(folder, wanted)
+        return own if has_begun else [chosen]
+    begun_with = read_description(folder.description).get("flags", {}).get("resume_from_checkpoint")
+    if has_begun or (begun_with == wanted and not overwrite):
+        return own or [chosen]
+    if not overwrite:
         _refuse_a_run(folder)
-    if wanted == "none" or overwrite:
+    return [chosen]
+
+
+def _by_word(folder: RunFolder, wanted: str, overwrite: bool, own: list[Path]) -> list[Path]:
+    if wanted == "latest" and overwrite:
+        raise _contradiction(folder, wanted)
+    if overwrite:
         return []
     if wanted == "latest" and not own:
         raise UserError(
             f"--resume_from_checkpoint latest: {folder.checkpoints} holds no checkpoint. Give the path of "
             "one, or auto to begin at step 0 where there is none."
         )
-    if not own and folder.done.exists():
+    if wanted == "none" or (not own and folder.done.exists()):
         _refuse_a_run(folder)
+        return []
     return own
+
+
+def _contradiction(folder: RunFolder, wanted: str) -> UserError:
+    return UserError(
+        f"--resume_from_checkpoint {wanted} goes on with the run in {folder.path}, and "
+        "--overwrite_output_dir true starts over there; give one of them."
+    )
 
 
 def _refuse_a_run(folder: RunFolder) -> None:
@@ -67,55 +86,73 @@ def _refuse_a_run(folder: RunFolder) -> None:
 
 
 def open_best(
-    paths: Sequence[Path], world: World, progress: Callable[[int, int], None] | None = None
+    paths: Sequence[Path],
+    check: Callable[[Manifest], None],
+    world: World,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint | None:
     """The first of `paths` that is good, opened on every rank; None for no paths. A collective.
 
     Each rank reads its share of a checkpoint's files and compares size and SHA-256; what is wrong with a
-    checkpoint that is passed over is logged. Raises `UserError` where there are checkpoints and none is good.
+    checkpoint that is passed over is logged. Before so much is read, `check` may raise `UserError` for a
+    checkpoint that is not of this run. Raises `UserError` where there are checkpoints and none is good.
     """
     faults = []
-    for path in from_main(world, list(paths)):
+    paths = from_main(world, list(paths))
+    for path in paths:
         with together(world):
-            checkpoint, fault = _checked(path, world, progress)
+            checkpoint, fault = _opened(path)
+            if checkpoint is not None:
+                check(checkpoint.manifest)
+        if not any(from_all(world, fault)):
+            with together(world):
+                fault = _fault_in_share(checkpoint, world, progress)
         known = [text for text in from_all(world, fault) if text is not None]
         if not known:
             return checkpoint
         faults.append(known[0])
-        if world.is_main:
+        if world.is_main and len(paths) > 1:
             logger.warning("%s is passed over: %s", path.name, known[0])
     if not faults:
         return None
     with together(world):
         raise UserError(
-            "no checkpoint is good: " + " ".join(faults) + " To start over from step 0, losing what was "
-            "trained, give --overwrite_output_dir true; what is there is moved to previous-N."
+            "no checkpoint is good: " + " ".join(faults) + " Name another by --resume_from_checkpoint, or "
+            "start over from step 0 by --overwrite_output_dir true alone; what is there is then moved to "
+            "previous-N."
         )
 
 
-def _checked(
-    path: Path, world: World, progress: Callable[[int, int], None] | None
-) -> tuple[Checkpoint | None, str | None]:
-    """A checkpoint, this rank's share of it read, or what is wrong."""
+def _opened(path: Path) -> tuple[Checkpoint | None, str | None]:
+    """A checkpoint, or what is wrong with it at first sight."""
     try:
-        checkpoint = open_checkpoint(path)
-        manifest = checkpoint.manifest
-        mine = list(manifest.files)[world.rank :: world.size]
-        num_bytes = sum(manifest.files[name].size for name in mine)
-        num_done = 0
-
-        def count(num_read: int) -> None:
-            nonlocal num_done
-            num_done += num_read
-            if progress is not None:
-                progress(num_done, num_bytes)
-
-        for name in mine:
-            check_file(path, name, manifest.files[name], count)
-        check_slices(path, manifest)
+        return open_checkpoint(path), None
     except DamagedError as error:
         return None, str(error)
-    return checkpoint, None
+
+
+def _fault_in_share(
+    checkpoint: Checkpoint, world: World, progress: Callable[[int, int], None] | None
+) -> str | None:
+    """What is wrong with this rank's share of the files, or with any header; None if nothing is."""
+    manifest = checkpoint.manifest
+    mine = list(manifest.files)[world.rank :: world.size]
+    num_bytes = sum(manifest.files[name].size for name in mine)
+    num_done = 0
+
+    def count(num_read: int) -> None:
+        nonlocal num_done
+        num_done += num_read
+        if progress is not None:
+            progress(num_done, num_bytes)
+
+    try:
+        for name in mine:
+            check_file(checkpoint.folder, name, manifest.files[name], count)
+        check_slices(checkpoint.folder, manifest)
+    except DamagedError as error:
+        return str(error)
+    return None
 
 
 _FLAG_OF = {
@@ -129,11 +166,11 @@ _FLAG_OF = {
 
 def check_same_run(
     manifest: Manifest, identity: Identity, shapes: Mapping[str, tuple[int, ...]], allowed: Sequence[str]
-) -> None:
+) -> list[str]:
     """Raises `UserError` when a checkpoint is of another model, data set, seed or batch than this run.
 
-    Both values of every difference are shown. `allowed` (--allow_changed) names those that are meant. The
-    parameters' `shapes` must be equal in any case.
+    Both values of every difference are shown. `allowed` (--allow_changed) names those that are meant; they
+    are returned, in words. The parameters' `shapes` must be equal in any case.
     """
     saved, now = asdict(manifest.identity), asdict(identity)
     changed = [name for name in saved if saved[name] != now[name]]
@@ -147,8 +184,6 @@ def check_same_run(
             f"the checkpoint of step {manifest.step} is not of this run: {differences}. Give what it was "
             f"made with, or, if the change is meant, --allow_changed {' '.join(refused)}."
         )
-    for name in changed:
-        logger.warning("--allow_changed: %s was %s and is %s", name, _short(saved[name]), _short(now[name]))
     saved_shapes = {name: parameter.shape for name, parameter in manifest.parameters.items()}
     for name in sorted(saved_shapes.keys() | shapes.keys()):
         if saved_shapes.get(name) != shapes.get(name):
@@ -157,6 +192,13 @@ def check_same_run(
                 f"{saved_shapes.get(name)} in the checkpoint of step {manifest.step}. Give the model that "
                 "the run began with."
             )
+    told = [f"{name} was {_short(saved[name])} and is {_short(now[name])}" for name in changed]
+    if "global_batch_size" in changed:
+        told.append(
+            f"after step {manifest.step} the data goes on at example "
+            f"{manifest.step * identity.global_batch_size:,}, and {manifest.examples_seen:,} were seen"
+        )
+    return told
 
 
 def changed_flags(saved: Mapping[str, Any], now: Mapping[str, Any], own: set[str]) -> list[str]:

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 # A slow disk may keep a rank for hours, and the others' threads wait for it. A rank that is gone is noticed
 # by its closed connection, and one that hangs by the training itself.
 _PATIENCE = timedelta(days=1)
+# Whoever waits for a save says so this often, in seconds.
+_PATIENT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class CheckpointSaver:
         self._thread: threading.Thread | None = None
         self._end: SaveEnd | None = None
         self._crash: BaseException | None = None
+        self._stage = ""
 
     @property
     def has_ended(self) -> bool:
@@ -126,7 +129,14 @@ class CheckpointSaver:
         """
         if self._thread is None:
             return None
-        self._thread.join()
+        start_s = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(timeout=_PATIENT_S)
+            if self._thread.is_alive():
+                waited_s = time.monotonic() - start_s
+                logger.info(
+                    "waiting for the checkpoint to be written, for %.0f s now: %s", waited_s, self._stage
+                )
         self._thread = None
         if self._crash is not None:
             raise self._crash
@@ -150,12 +160,16 @@ class CheckpointSaver:
         self, draft: Manifest, tensors: Mapping[tuple[str, str], torch.Tensor], rank_state: RankState
     ) -> tuple[int, str | None]:
         """The whole of a save: (bytes of the checkpoint, None) or (0, what went wrong on some rank)."""
+        self._stage = "the folder is made"
         temporary, fault = self._from_main(partial(self._begin, draft.step))
         if fault is not None:
             return 0, fault
+        self._stage = "this rank writes its file"
         part, fault = _tried(partial(self._write_part, temporary, draft, tensors, rank_state))
+        self._stage = "other ranks write their files"
         everyone: list[Any] = [None] * self._world.size
         dist.all_gather_object(everyone, (part, fault), group=self._group)
+        self._stage = "rank 0 commits"
         faults = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(everyone) if text is not None]
         num_bytes, fault = self._from_main(
             partial(self._finish, temporary, draft, [part for part, _ in everyone], faults)
@@ -210,7 +224,7 @@ class CheckpointSaver:
                 }
             manifest = self._complete(draft, parts, companions)
             commit.commit(self._root, draft.step, temporary, manifest)
-        except UserError:
+        except Exception:
             commit.abandon(temporary)
             raise
         self._retire()
@@ -235,10 +249,10 @@ class CheckpointSaver:
     def _retire(self) -> None:
         """Deletes what newer checkpoints supersede; a fault there costs room, but no checkpoint."""
         try:
-            committed = [found for found in survey(self._root) if found.is_committed]
-            for step in superseded([(found.step, found.best_loss) for found in committed], self._keep):
+            good = [found for found in survey(self._root) if found.fault is None]
+            for step in superseded([(found.step, found.best_loss) for found in good], self._keep):
                 commit.delete(self._root, step)
-        except UserError as error:
+        except (UserError, OSError) as error:
             logger.warning("superseded checkpoints stay for now: %s", error)
 
 

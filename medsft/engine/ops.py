@@ -178,15 +178,20 @@ def _check_tools(builder: OpBuilder, built: Path) -> None:
 
 
 def _check_ninja() -> None:
-    if shutil.which("ninja") is not None:
-        return
-    beside_python = Path(sys.executable).parent  # of an environment that is used without being activated
-    if shutil.which("ninja", path=str(beside_python)) is None:
+    """Has the ninja that came with this Python taken before any other; the environment may not be activated.
+
+    Another version would hold everything that this one has built for out of date, and the other way round.
+    """
+    beside_python = Path(sys.executable).parent / "ninja"
+    if beside_python.exists():
+        if shutil.which("ninja") != str(beside_python):
+            path = os.environ.get("PATH", os.defpath)
+            os.environ["PATH"] = f"{beside_python.parent}{os.pathsep}{path}"
+    elif shutil.which("ninja") is None:
         raise UserError(
             f"{_WHY}, but there is no ninja. Install it: pip install ninja, or on Debian and Ubuntu apt "
             "install ninja-build."
         )
-    os.environ["PATH"] = f"{beside_python}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def _check_compiler() -> None:

@@ -96,6 +96,21 @@ class TrainingState:
         assert len(steps) == 1, f"sub-groups of the optimiser have taken different numbers of steps: {steps}"
         return self._copies, steps.pop()
 
+    def reserve(self) -> None:
+        """Takes the memory for copies now, so that a host that has too little says so before the training.
+
+        Raises `UserError` with the size. Memory that is only promised is written to, and so had for certain.
+        """
+        try:
+            for piece in (piece for group in self._groups for piece in group if piece.size):
+                for state in STATES:
+                    self._memory_for(state, piece).zero_()
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"this host has no {self.num_bytes / 2**30:.1f} GiB of memory for this rank's copy of a "
+                f"checkpoint ({error}). Use fewer ranks on a host or more hosts, or give --save_strategy no."
+            ) from error
+
     def _memory_for(self, state: str, piece: _Piece) -> torch.Tensor:
         if (state, piece.name) not in self._copies:
             self._copies[state, piece.name] = torch.empty(piece.size, pin_memory=self._pins)
@@ -184,6 +199,16 @@ def restore_scaler(scaler: LossScalerBase, state: Mapping[str, float | int]) -> 
             setattr(scaler, name, state[name])
 
 
+# Elsewhere DeepSpeed keeps a second copy of the weights, quantised ones, or slices over fewer ranks than all.
+_HARMLESS = {
+    "zenflow": (None,),
+    "mics_shard_size": (-1,),
+    "zero_hpz_partition_size": (1,),
+    "zero_quantized_weights": (False,),
+    "zero_quantized_nontrainable_weights": (False,),
+}
+
+
 def check_reachable(ds_config: Mapping[str, Any]) -> None:
     """Raises `UserError` where DeepSpeed keeps a part of the state out of reach of checkpoints.
 
@@ -198,8 +223,8 @@ def check_reachable(ds_config: Mapping[str, Any]) -> None:
             faults.append(f"offload_optimizer.{name} is true; set it to false")
     if offload.get("super_offload"):
         faults.append("offload_optimizer.super_offload is true; set it to false")
-    for name in ("zenflow", "mics_shard_size"):
-        if ds_config["zero_optimization"].get(name, -1) not in (None, -1):
+    for name, harmless in _HARMLESS.items():
+        if ds_config["zero_optimization"].get(name, harmless[0]) not in harmless:
             faults.append(f"zero_optimization.{name} is set; remove it")
     if faults:
         raise UserError(

@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -43,11 +44,12 @@ _ECHO_S = 1.0
 class Stopped(Exception):
     """All ranks have agreed to stop and what was done is on disk; raised on each of them."""
 
-    def __init__(self, reason: str, step: int) -> None:
-        """`step`: steps done; at 0 there is nothing to keep."""
+    def __init__(self, reason: str, step: int, without: Sequence[str] = ()) -> None:
+        """`step`: steps done; at 0 there is nothing to keep. `without`: flags of a first start only."""
         where = f"after step {step}, with a checkpoint" if step else "before the first step"
+        command = f"the same command{' without ' + ' and '.join(without) if without and step else ''}"
         goes_on = "the run goes on from there" if step else "the run begins"
-        super().__init__(f"{reason}: stopped {where}. Start again with the same command and {goes_on}.")
+        super().__init__(f"{reason}: stopped {where}. Start again with {command} and {goes_on}.")
 
 
 class _Phase(Enum):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from medsft.monitor.console import Console
 from medsft.monitor.metrics import Metrics, MetricsFile, Save
 from medsft.monitor.tensorboard import TensorBoard
+
+logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -31,35 +34,41 @@ class Sink(Protocol):
 
 
 class Reporter:
-    """A sink that passes everything on to several."""
+    """A sink that passes everything on to several. One that cannot write (a full disk) stops no training."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
+        self._failed: set[Sink] = set()
+
+    def _each(self, report: Callable[[Sink], None]) -> None:
+        for sink in self._sinks:
+            try:
+                report(sink)
+            except OSError as error:
+                if sink not in self._failed:
+                    self._failed.add(sink)
+                    name = type(sink).__name__
+                    logger.warning("%s cannot write (%s); the training goes on without it", name, error)
 
     def train(self, metrics: Metrics) -> None:
         """Figures of a logged step."""
-        for sink in self._sinks:
-            sink.train(metrics)
+        self._each(lambda sink: sink.train(metrics))
 
     def validation(self, step: int, loss: float) -> None:
         """A validation loss, in nats a supervised token."""
-        for sink in self._sinks:
-            sink.validation(step, loss)
+        self._each(lambda sink: sink.validation(step, loss))
 
     def checkpoint(self, save: Save) -> None:
         """A checkpoint was written."""
-        for sink in self._sinks:
-            sink.checkpoint(save)
+        self._each(lambda sink: sink.checkpoint(save))
 
     def text(self, tag: str, text: str) -> None:
         """A text under a tag."""
-        for sink in self._sinks:
-            sink.text(tag, text)
+        self._each(lambda sink: sink.text(tag, text))
 
     def close(self) -> None:
         """Nothing more will come."""
-        for sink in self._sinks:
-            sink.close()
+        self._each(lambda sink: sink.close())
 
 
 def open_reporter(

@@ -19,7 +19,7 @@ def change_the_world_size(campaign: Campaign, tally: Tally, quick: bool) -> None
         reached = last_step(run)
         if number:
             tally.inject(f"go on with {size} ranks after {_SIZES[number - 1]}, from step {reached}")
-        with campaign.start(run, ranks=size, save_strategy="epoch") as job:
+        with campaign.start(run, ranks=size, save_steps=NUM_STEPS) as job:
             recovered_s = job.wait_for_step(reached + 1) - job.started_s
             if number + 1 < len(_SIZES):
                 job.wait_for_step(NUM_STEPS // len(_SIZES) * (number + 1) - 1)

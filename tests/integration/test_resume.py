@@ -14,9 +14,6 @@ import torch
 from runs import REPOSITORY, launch, ranks_of, read_metrics, running, wait_for_step
 from safetensors.torch import load_file
 
-from medsft.engine.state import check_reachable
-from medsft.errors import UserError
-
 NUM_STEPS = 14
 SAVE_STEPS = 4
 
@@ -183,7 +180,8 @@ def test_damage_is_named_and_the_one_before_is_taken(run_folder, toy_model, inst
     assert checkpoint_steps(run_folder) == [12, 14]
     assert (run_folder / "checkpoints" / "latest").read_text() == "step-00000014\n"
     # The damaged one is kept for whoever wants to look, where no run takes it for its own.
-    assert len(list(run_folder.glob("previous-*/checkpoints/step-00000014"))) == 1
+    aside = run_folder / "checkpoints" / "previous-1"
+    assert sorted(path.name for path in aside.iterdir()) == ["metrics.jsonl", "step-00000014"]
 
 
 def test_it_never_starts_over_when_no_checkpoint_is_good(run_folder, toy_model, instruction_file):
@@ -284,7 +282,9 @@ def offloaded(name, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", ["zero3_offload_all.json", "zero3_nvme.json"])
+@pytest.mark.parametrize(
+    "name", ["zero3_offload_all.json", pytest.param("zero3_nvme.json", marks=pytest.mark.slow)]
+)
 def test_offloaded_states_resume_bit_for_bit(name, toy_model, instruction_file, tmp_path):
     if "nvme" in name and not Path("/usr/include/libaio.h").exists():
         pytest.skip("DeepSpeed's NVMe swapping needs libaio (apt install libaio-dev)")
@@ -296,19 +296,3 @@ def test_offloaded_states_resume_bit_for_bit(name, toy_model, instruction_file, 
     finish(flags(toy_model, instruction_file, two, resume_from_checkpoint=start, **more), 2)
     assert curve(two) == {step: values for step, values in curve(one).items() if step > 3}
     assert weights_digest(two / "model") == weights_digest(one / "model")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"ratio": 0.5}, "offload_optimizer.ratio is 0.5"),
-        ({"pipeline_read": True}, "offload_optimizer.pipeline_read is true"),
-    ],
-    ids=["ratio", "pipeline"],
-)
-def test_what_no_checkpoint_can_reach_is_said_at_the_start(change, said):
-    config = json.loads((REPOSITORY / "ds_configs" / "zero3_offload_all.json").read_text())
-    check_reachable(config)
-    config["zero_optimization"]["offload_optimizer"] |= change
-    with pytest.raises(UserError, match=said):
-        check_reachable(config)

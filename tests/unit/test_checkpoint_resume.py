@@ -1,5 +1,6 @@
 """What a run begins with, and what it refuses, by flags and by what the folder holds."""
 
+import json
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -9,8 +10,9 @@ from medsft.checkpoint.resume import candidates, changed_flags, check_same_run
 from medsft.config import parse
 from medsft.data.plan import StepPlan
 from medsft.errors import UserError
+from medsft.launch import launch_names
 from medsft.run_folder import RunFolder
-from medsft.saving import is_save_due, starts_over
+from medsft.saving import flags_to_leave_out, is_save_due
 
 IDENTITY = Identity(model="a" * 64, tokenizer="b" * 64, data="c" * 64, seed=42, global_batch_size=8)
 
@@ -29,8 +31,8 @@ def make_run(path, steps=(), done=False):
     return folder
 
 
-def names(folder, wanted="auto", overwrite=False):
-    return [path.name for path in candidates(folder, wanted, overwrite)]
+def names(folder, wanted="auto", overwrite=False, environment=None):
+    return [path.name for path in candidates(folder, wanted, overwrite, environment or {})]
 
 
 def test_auto_begins_with_the_newest_by_step(tmp_path):
@@ -71,9 +73,9 @@ def test_latest_must_find_one(tmp_path):
 def test_a_path_is_taken_as_it_is(tmp_path):
     folder = make_run(tmp_path, steps=(4, 8))
     older = folder.checkpoints / "step-00000004"
-    assert candidates(folder, str(older), overwrite=False) == [older]
+    assert candidates(folder, str(older), overwrite=False, environment={}) == [older]
     elsewhere = RunFolder(tmp_path / "branch")
-    assert candidates(elsewhere, str(older), overwrite=False) == [older]
+    assert candidates(elsewhere, str(older), overwrite=False, environment={}) == [older]
     assert names(elsewhere, str(folder.path)) == ["step-00000008"]  # of a run: its newest
 
 
@@ -83,11 +85,11 @@ def test_a_path_does_not_replace_a_run(tmp_path):
     two = make_run(tmp_path / "two")
     wanted = str(one.checkpoints / "step-00000004")
     with pytest.raises(UserError, match="already holds a run"):
-        candidates(two, wanted, overwrite=False)
+        candidates(two, wanted, overwrite=False, environment={})
     with pytest.raises(UserError, match="give one of them"):
-        candidates(one, wanted, overwrite=True)
+        candidates(one, wanted, overwrite=True, environment={})
     with pytest.raises(UserError, match="not there"):
-        candidates(two, str(tmp_path / "nowhere" / "step-00000004"), overwrite=False)
+        candidates(two, str(tmp_path / "nowhere" / "step-00000004"), overwrite=False, environment={})
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Saved:
     """The part of a manifest that is compared."""
 
     step: int = 100
+    examples_seen: int = 800
     identity: Identity = IDENTITY
     parameters: dict = field(default_factory=dict)
 
@@ -138,14 +141,60 @@ def settings(*more):
     return parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o", *more]).run
 
 
+def begun_by(folder, environment, wanted="auto"):
+    content = {"launch": launch_names(environment), "flags": {"resume_from_checkpoint": wanted}}
+    folder.description.write_text(json.dumps(content))
+    return folder
+
+
+OURS = {"MEDSFT_LAUNCH": "one"}
+REQUEUED = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+
+
 @pytest.mark.parametrize(
-    ("environment", "starts"),
-    [({}, True), ({"MEDSFT_RESTARTS": "0", "SLURM_RESTART_COUNT": "0"}, True),
-     ({"MEDSFT_RESTARTS": "1"}, False), ({"SLURM_RESTART_COUNT": "2"}, False)],
-)  # fmt: skip
-def test_only_the_first_start_overwrites(environment, starts):
-    assert starts_over(settings("--overwrite_output_dir", "true"), environment) is starts
-    assert not starts_over(settings(), environment)
+    ("first", "second", "goes_on"),
+    [
+        (OURS, OURS, True),
+        (OURS, {"MEDSFT_LAUNCH": "two"}, False),
+        ({"SLURM_JOB_ID": "7"}, REQUEUED, True),
+        ({"SLURM_JOB_ID": "8"}, REQUEUED, False),
+        ({"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}, False),
+        ({"SLURM_JOB_ID": "7", **OURS}, {**REQUEUED, "MEDSFT_LAUNCH": "two"}, True),
+        ({}, {}, False),
+    ],
+)
+def test_only_the_first_start_of_a_launch_overwrites(first, second, goes_on, tmp_path):
+    folder = begun_by(make_run(tmp_path, steps=(4, 8)), first)
+    expected = ["step-00000008", "step-00000004"] if goes_on else []
+    assert names(folder, overwrite=True, environment=second) == expected
+    older = str(folder.checkpoints / "step-00000004")
+    expected = ["step-00000008", "step-00000004"] if goes_on else ["step-00000004"]
+    assert names(folder, older, environment=second) == expected
+
+
+def test_a_launch_that_died_before_its_own_run_json_still_overwrites(tmp_path):
+    """What stands there is the earlier run's, whatever the number of restarts."""
+    folder = begun_by(make_run(tmp_path, steps=(4, 8)), {"MEDSFT_LAUNCH": "the earlier one"})
+    assert names(folder, overwrite=True, environment=OURS) == []
+
+
+def test_a_branch_goes_on_with_itself(tmp_path):
+    one = make_run(tmp_path, steps=(4,))
+    wanted = str(one.checkpoints / "step-00000004")
+    (tmp_path / "two").mkdir()
+    two = begun_by(make_run(tmp_path / "two", steps=(6,)), {}, wanted)
+    assert names(two, wanted) == ["step-00000006"]
+    assert names(two, wanted, overwrite=True) == ["step-00000004"]
+
+
+def test_the_same_command_is_not_promised_to_go_on_where_it_would_not():
+    assert (
+        flags_to_leave_out(settings())
+        == flags_to_leave_out(settings("--resume_from_checkpoint", "latest"))
+        == []
+    )
+    flags = ("--overwrite_output_dir", "true", "--resume_from_checkpoint", "none")
+    assert flags_to_leave_out(settings(*flags)) == ["--overwrite_output_dir", "--resume_from_checkpoint"]
 
 
 PLAN = StepPlan(num_examples=20, fingerprint="c" * 64, global_batch_size=8, seed=0, num_steps=8)

@@ -315,16 +315,22 @@ def test_what_a_checkpoint_of_chatglm_costs():
     three = {3: "three must fit"}[kept + 1]
     assert f"takes {gb:.0f} GB" in read("README.md") and three in " ".join(read("README.md").split())
     assert f"占 {gb:.0f} GB" in read("README.zh.md") and "放得下三个" in read("README.zh.md")
-    assert f"checkpoint {gb:.0f} GB on top" in " ".join(read("docs/troubleshooting.md").split())
+    assert f"copy for checkpoints {gb:.0f} GB on top" in " ".join(read("docs/troubleshooting.md").split())
 
 
 def test_deepspeed_settings_that_hide_states_are_those_that_are_refused():
+    from medsft.engine import state
     from medsft.engine.state import check_reachable
     from medsft.errors import UserError
 
     (line,) = [part for part in read("docs/checkpoints.md").split("\n- ") if "are refused when" in part]
     named = re.findall(r"`((?:offload_optimizer|zero_optimization)\.\w+)`", line)
-    values = {"ratio": 0.3, "mics_shard_size": 2, "zenflow": {"topk_ratio": 0.1}}
+    values = {
+        "ratio": 0.3,
+        "mics_shard_size": 2,
+        "zero_hpz_partition_size": 2,
+        "zenflow": {"topk_ratio": 0.1},
+    }
     for name in named:
         block, key = name.split(".")
         setting = {key: values.get(key, True)}
@@ -332,7 +338,7 @@ def test_deepspeed_settings_that_hide_states_are_those_that_are_refused():
         with pytest.raises(UserError, match=re.escape(name)):
             check_reachable({"zero_optimization": zero})
     source = read("medsft/engine/state.py").split("def check_reachable")[1].split("\ndef ")[0]
-    refused = re.findall(r"offload_optimizer\.(\w+) is", source)
+    refused = [*state._HARMLESS, *re.findall(r"offload_optimizer\.(\w+) is", source)]
     for names in re.findall(r"for name in (\(.*?\)):", source):
         refused += re.findall(r'"(\w+)"', names)
     assert sorted(name.split(".")[1] for name in named) == sorted(refused)
@@ -363,16 +369,17 @@ def test_what_stops_a_run_and_with_which_code():
 
 
 def test_figures_of_the_launcher_and_the_watchdog():
+    from launcher import supervise
     from launcher.__main__ import _parser
     from launcher.exit_codes import GAVE_UP
 
     options = _parser().parse_args(["run", "train.py"])
     text = " ".join(read("docs/checkpoints.md").split())
-    assert f"waits `--grace` seconds ({options.grace:.0f})" in text
-    assert f"只等 `--grace` 秒（{options.grace:.0f}）" in text
-    assert f"after {options.grace:.0f} s" in read("README.md") and f"只等 {options.grace:.0f} 秒" in read(
-        "README.zh.md"
-    )
+    grace = f"{options.stop_grace:.0f}"
+    assert f"waits `--stop-grace` seconds ({grace})" in text
+    assert f"`--stop-grace` 秒（{grace}）" in text
+    assert f"`--stop-grace` seconds ({grace})" in read("docs/troubleshooting.md")
+    assert {3: "a third Ctrl-C"}[supervise._STOPS_THAT_KILL] in text
     assert f"the exit code is {GAVE_UP}" in text
     assert f"`--distributed_timeout_min` minutes ({default_of('--distributed_timeout_min')})" in text
 

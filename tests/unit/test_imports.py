@@ -22,6 +22,7 @@ FORBIDDEN = {
     "data": {"config", *RUN},
     "knowledge": {"config", *RUN},
     "run_folder": {"chatglm", "data", *RUN},
+    "launch": {"*"},
     "run_lock": {"chatglm", "data", *RUN},
     "provenance": {"chatglm", "data", *RUN},
     "monitor": {"data", *RUN - {"monitor"}},

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 
 from medsft.monitor.console import duration, save_line, seconds_left, step_line
 from medsft.monitor.metrics import Figures, Metrics, MetricsFile, Save
-from medsft.monitor.reporter import open_reporter
+from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.monitor.tensorboard import TAGS, TensorBoard
 
 METRICS = Metrics(
@@ -347,3 +347,17 @@ def test_the_time_before_a_stop_counts_and_the_pause_does_not():
     metrics = figures.report(1, 0.1, 1e-3, 1.0, 0)
     assert metrics.step_time_s >= 1000.0
     assert metrics.tokens_per_s == pytest.approx(8 / metrics.step_time_s)
+
+
+def test_a_full_disk_stops_no_training_and_is_told_once(tmp_path, caplog):
+    full = MetricsFile(Path("/dev/full"))
+    good = MetricsFile(tmp_path / "metrics.jsonl")
+    reporter = Reporter((full, good))
+    with caplog.at_level("WARNING", logger="medsft"):
+        for step in (1, 2, 3):
+            reporter.validation(step, 1.0)
+        reporter.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "MetricsFile cannot write" in caplog.text and "No space left" in caplog.text
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

@@ -61,8 +61,8 @@ def test_later_checkpoints_are_moved_aside_and_earlier_ones_stay(tmp_path):
     (checkpoints / ".step-00000013.tmp").mkdir()
     (checkpoints / "step-14").mkdir()  # the user's own
     (tmp_path / "previous-1").mkdir()
-    assert move_aside_newer(tmp_path, 10) == [11, 12, 100_000_000]
-    moved = tmp_path / "previous-2" / "checkpoints"
+    moved = checkpoints / "previous-1"
+    assert move_aside_newer(tmp_path, 10) == moved
     assert sorted(item.name for item in moved.iterdir()) == [
         "step-00000011",
         "step-00000012",
@@ -72,16 +72,31 @@ def test_later_checkpoints_are_moved_aside_and_earlier_ones_stay(tmp_path):
     assert sorted(item.name for item in checkpoints.iterdir()) == [
         ".step-00000013.tmp",
         "latest",
+        "previous-1",
         "step-00000009",
         "step-00000010",
         "step-14",
     ]
-    assert move_aside_newer(tmp_path, 10) == []
-    assert not (tmp_path / "previous-3").exists()
+    assert move_aside_newer(tmp_path, 10) is None
+    assert not (checkpoints / "previous-2").exists()
+
+
+def test_the_metrics_of_a_branch_go_with_it_also_on_another_disk(tmp_path):
+    elsewhere = tmp_path / "scratch disk"
+    elsewhere.mkdir()
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.checkpoints.symlink_to(elsewhere)
+    make_checkpoints(folder.path, 4, 8)
+    folder.metrics.write_text("figures")
+    aside = move_aside_newer(folder.path, 4)
+    assert sorted(item.name for item in aside.iterdir()) == ["metrics.jsonl", "step-00000008"]
+    assert (aside / "metrics.jsonl").read_text() == folder.metrics.read_text() == "figures"
+    assert aside.resolve().parent == elsewhere
 
 
 def test_without_checkpoints_none_is_moved(tmp_path):
-    assert move_aside_newer(tmp_path, 0) == []
+    assert move_aside_newer(tmp_path, 0) is None
     assert list(tmp_path.iterdir()) == []
 
 
