@@ -126,6 +126,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
                 reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.num_skipped))
             with figures.paused():
                 if validation_data is not None and (is_last or is_evaluation_due(config, plan, info.step)):
+                    progress(f"the validation after step {done}")
                     size, limit = config.run.per_device_eval_batch_size, most_tokens(config)
                     loss = validation_loss(engine, validation_data, size, limit, base.pad_token_id, world)
                     reporter.validation(done, loss)
@@ -134,6 +135,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
             progress(f"its wait for the data of step {done + 1}")
     stop.finishing()
     saving.settle()
+    progress("the writing of the model")
     provenance = replace(provenance, step=plan.num_steps, **figures.totals())
     save_model(config, engine, base, provenance, folder, world)
     finish(folder, provenance, reporter, world)

@@ -64,9 +64,9 @@ class Job:
         """Returns when the log has them so many times."""
         return self.wait_until(lambda: self.text.count(words) >= times, f"the words {words!r}")
 
-    def wait_for_step(self, step: int) -> float:
+    def wait_for_step(self, step: int, timeout_s: float = PATIENCE_S) -> float:
         """Returns when the training has done so many steps."""
-        return self.wait_until(lambda: last_step(self.run) >= step, f"step {step}")
+        return self.wait_until(lambda: last_step(self.run) >= step, f"step {step}", timeout_s)
 
     def wait_for_checkpoint(self, step: int) -> float:
         """Returns when a checkpoint of this step or a later one is committed."""

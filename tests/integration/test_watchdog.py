@@ -37,8 +37,15 @@ def silence_of(rank: int) -> re.Pattern[str]:
     )
 
 
-@pytest.mark.parametrize("launcher", ["launcher", "torchrun"])
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(
+    ("rank", "launcher"),
+    [
+        (0, "launcher"),
+        (2, "torchrun"),
+        pytest.param(2, "launcher", marks=pytest.mark.slow),
+        pytest.param(0, "torchrun", marks=pytest.mark.slow),  # which takes 30 s to kill a stopped process
+    ],
+)
 def test_a_stopped_rank_is_named(rank, launcher):
     """With our launcher rank 0 keeps the store, and nobody gets an answer from it."""
     result = run("stop", rank, launcher)
