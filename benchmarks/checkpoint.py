@@ -211,23 +211,29 @@ def start_rows(
 
 
 def step_row(num_params: int, num_ranks: int, found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the task `steps` found; no ratio where every save was over within one step."""
-    pairs = [pair for pair in found["pairs"] if pair["beside"]]
-    beside = [statistics.median(pair["beside"]) for pair in pairs]
+    """What the task `steps` found; a step that outlasts the save beside it counts whole."""
+    pairs = found["pairs"]
     alone = [statistics.median(pair["alone"]) for pair in pairs]
+    beside = [statistics.mean(pair["beside"]) for pair in pairs]
     ratios = [with_save / without for with_save, without in zip(beside, alone, strict=True)]
-    row = {
+    lost = [
+        sum(pair["beside"]) - len(pair["beside"]) * without
+        for pair, without in zip(pairs, alone, strict=True)
+    ]
+    return {
         "parameters": millions(num_params),
         "ranks": num_ranks,
         "saves": len(pairs),
         "steps beside": sum(len(pair["beside"]) for pair in pairs),
         "s a step alone": middle(alone),
         "s a step beside a save": middle(beside),
-        "times": middle(ratios),
-        "min": round_off(min(ratios)) if ratios else "",
-        "max": round_off(max(ratios)) if ratios else "",
+        "times (median)": middle(ratios),
+        "min": round_off(min(ratios)),
+        "max": round_off(max(ratios)),
+        "write s": middle([pair["write"] for pair in pairs]),
+        "lost to slower steps s": middle(lost),
+        "stall s": middle([pair["stall"] for pair in pairs]),
     }
-    return row | {f"{name} s": middle([pair[name] for pair in found["pairs"]]) for name in ("stall", "write")}
 
 
 def measure_size(
@@ -273,7 +279,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repetitions", type=int, default=5, help="rounds of saves, saves beside steps")
     parser.add_argument("--starts", type=int, default=3, help="timed starts of each kind")
-    parser.add_argument("--examples", type=int, default=4, help="examples a rank in a step beside a save")
+    parser.add_argument("--examples", type=int, default=4, help="examples a rank in steps beside saves")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: for temporary files")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="where the tables go")
     return parser.parse_args()

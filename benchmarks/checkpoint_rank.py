@@ -315,7 +315,7 @@ def measure_start(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of steps while a save is in flight, and of as many after it, several times."""
+    """Seconds of the steps that a save lies beside, the last in part, and of as many after it."""
     run = open_run(options)
     world = run.world
     engine = assembly.start_model(run.config, run.base, None, run.ds_config, world)
@@ -339,12 +339,9 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     pairs = []
     for pair in range(options.repetitions + 1):
         saver.save(run.draft(step, number), 0.0, 0.0)
-        beside: list[float] = []
-        while True:
-            elapsed_s = timed_step()
-            if any(from_all(world, saver.has_ended)):
-                break  # a part of this step had no save beside it
-            beside.append(elapsed_s)
+        beside = [timed_step()]
+        while not all(from_all(world, saver.has_ended)):
+            beside.append(timed_step())
         end = saver.take()
         assert end is not None and end.fault is None, end
         alone = [timed_step() for _ in range(max(3, len(beside)))]

@@ -146,7 +146,7 @@ def _falls_back(
         tally.equal(resumed_step(job.text), _OLDER, "step that the run went on from")
     tally.steps_lost.append(reached - _OLDER)
     campaign.check_finished(tally, run)
-    aside = run / "previous-1" / "checkpoints" / f"step-{_NEWER:08}"
+    aside = run / "checkpoints" / "previous-1" / f"step-{_NEWER:08}"
     tally.check(aside.is_dir(), f"the damaged checkpoint is not kept as {aside}")
     tally.check(read_latest(run / "checkpoints") != _NEWER, "the pointer names the damaged checkpoint")
 
