@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test tensorboard clean
+.PHONY: help install demo test faults tensorboard clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ test: $(INSTALLED) ## Check style and run all tests.
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m pytest
+
+faults: $(INSTALLED) ## Injure trainings in every way the fault matrix names (25 minutes; QUICK=1: 3; ROWS="4 7").
+	$(VENV)/bin/python tests/faults $(if $(QUICK),--quick) $(ROWS)
 
 tensorboard: $(INSTALLED) ## Look at runs: make tensorboard RUNS=folder
 	$(VENV)/bin/python -m tensorboard.main --logdir "$(RUNS)"

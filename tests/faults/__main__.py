@@ -12,8 +12,14 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from campaign import Campaign
+    from matrix import Row
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(REPOSITORY / folder) for folder in ("", "tests/integration", "benchmarks")]
@@ -69,7 +75,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _run(row, campaign, is_quick: bool, say) -> dict[str, object]:
+def _run(row: Row, campaign: Campaign, is_quick: bool, say: Callable[[str], None]) -> dict[str, object]:
     """One row, as a line of the table."""
     from tally import Tally
 
@@ -99,7 +105,7 @@ def _run(row, campaign, is_quick: bool, say) -> dict[str, object]:
     }
 
 
-def _worst(values: list) -> str:
+def _worst(values: Sequence[float]) -> str:
     return "–" if not values else f"{max(values):.1f}" if isinstance(values[0], float) else str(max(values))
 
 

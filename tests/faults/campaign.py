@@ -241,8 +241,3 @@ def state_digest(folder: Path) -> str:
             values = checkpoint.read_range(name, 0, parameter.num_elements, state)
             digest.update(f"{state} {name}".encode() + values.numpy().tobytes())
     return digest.hexdigest()
-
-
-def reached_by(run: Path) -> int:
-    """The last step that a run which has ended had told of."""
-    return last_step(run)

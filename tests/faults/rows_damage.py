@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from campaign import SAVE_STEPS, Campaign, resumed_step
@@ -107,7 +108,14 @@ def skew_the_clock(campaign: Campaign, tally: Tally, quick: bool) -> None:
     campaign.check_finished(tally, run)
 
 
-def _many(campaign: Campaign, tally: Tally, times: int, what: str, damage, chance: random.Random) -> None:
+def _many(
+    campaign: Campaign,
+    tally: Tally,
+    times: int,
+    what: str,
+    damage: Callable[[Path], None],
+    chance: random.Random,
+) -> None:
     """Damages copies of a checkpoint, one file at a time; each must be found by reading it."""
     tally.say(f"{times} times: {what}")
     good = _folder(campaign.interrupted, _NEWER)

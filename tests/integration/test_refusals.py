@@ -31,16 +31,6 @@ def holds_a_finished_run_without_checkpoints(tmp_path, _):
     return {}, ["already holds a run (run.json, DONE)", "--overwrite_output_dir"]
 
 
-def holds_a_run_but_is_to_begin_anew(tmp_path, _):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text("{}")
-    return {"resume_from_checkpoint": "none"}, ["already holds a run (run.json)", "--overwrite_output_dir"]
-
-
-def no_checkpoint_where_there_must_be_one(tmp_path, _):
-    return {"resume_from_checkpoint": "latest"}, [str(tmp_path / "run" / "checkpoints"), "no checkpoint"]
-
-
 def path_without_a_checkpoint(tmp_path, _):
     (tmp_path / "别的 run").mkdir()
     return {"resume_from_checkpoint": tmp_path / "别的 run"}, ["别的 run", "holds no checkpoints"]
@@ -118,8 +108,6 @@ def test_two_ranks_refuse_together(fault, toy_model, instruction_file, tmp_path)
         missing_model,
         limits_beyond_the_positions,
         unfitting_batch,
-        holds_a_run_but_is_to_begin_anew,
-        no_checkpoint_where_there_must_be_one,
         path_without_a_checkpoint,
     ],
     ids=lambda fault: fault.__name__,
