@@ -1,6 +1,6 @@
 """Ways to write a rank's file of a checkpoint: what hashing costs, and what was tried to hide it.
 
-    python benchmarks/write_shard.py                               # 1.2 GB: 0.1 billion parameters on one rank
+    python benchmarks/write_shard.py                               # 1.2 GB: 0.1 billion parameters, one rank
     python benchmarks/write_shard.py --gb 9 --folder /the/disk/to/measure
 
 All ways write the same bytes from memory and end with them on the disk, taking turns in a changing order.

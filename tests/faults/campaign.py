@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jobs import Job, committed, last_step, metrics, starting
+from jobs import Job, committed, metrics, starting
 from runs import REPOSITORY
 from safetensors.numpy import load_file
 from tally import Tally
