@@ -350,7 +350,9 @@ def test_the_time_before_a_stop_counts_and_the_pause_does_not():
 
 
 def test_a_full_disk_stops_no_training_and_is_told_once(tmp_path, caplog):
-    full = MetricsFile(Path("/dev/full"))
+    full = MetricsFile(tmp_path / "full.jsonl")
+    with Path("/dev/full").open("w", encoding="utf-8") as nothing_fits:
+        os.dup2(nothing_fits.fileno(), full._file.fileno())
     good = MetricsFile(tmp_path / "metrics.jsonl")
     reporter = Reporter((full, good))
     with caplog.at_level("WARNING", logger="medsft"):
