@@ -6,7 +6,8 @@ import re
 import shlex
 from dataclasses import dataclass
 
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY(_|$)|APIKEY", re.IGNORECASE)
+# The last one carries the token of the launch to its agents, and the whole environment.
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY(_|$)|APIKEY|^MEDSFT_AGENT$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import signal
 
 FINISHED = 0
+CRASHED = 1
 USER_ERROR = 2
 DIVERGED = 3
 GAVE_UP = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,11 @@ OWNED_VARIABLES = frozenset(
 
 @dataclass(frozen=True)
 class Node:
-    """A machine and how many ranks it takes."""
+    """A machine and how many ranks it takes; devices: numbers of its GPUs to use, () for the first ones."""
 
     host: str
     num_slots: int
+    devices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Job:
     """A script with its arguments, for every slot of every node.
 
     `environment` is what is added to the environment the launcher was started in, as (name, value).
+    master_address, master_port: where the ranks meet; "" and 0: the master chooses. logs: folder for what the
+    ranks print, each in a file of its own; None: it is not kept.
     """
 
     nodes: tuple[Node, ...]
@@ -45,6 +49,7 @@ class Job:
     environment: tuple[tuple[str, str], ...]
     master_address: str
     master_port: int
+    logs: Path | None = None
 
     @property
     def world_size(self) -> int:
@@ -64,19 +69,27 @@ def existing_script(name: str) -> Path:
     return path
 
 
-def parse_environment(settings: list[str]) -> tuple[tuple[str, str], ...]:
+def parse_environment(settings: Sequence[str], present: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """("NAME=VALUE", ...) as pairs; values may hold anything, further = signs too. The last of a name wins.
 
-    Raises `LauncherError` for a setting without =, for a bad name and for names the launcher itself sets.
+    NAME alone takes the value of `present`, the launcher's own environment. Raises `LauncherError` when it is
+    not there, for a bad name and for names the launcher itself sets.
     """
     values: dict[str, str] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise LauncherError(
                 f"--env {setting!r} is not NAME=VALUE: the name is made of letters, digits and _ and does "
                 "not begin with a digit. Write it like --env OMP_NUM_THREADS=4."
             )
+        if not equals:
+            if name not in present:
+                raise LauncherError(
+                    f"--env {name}: there is no {name} in the launcher's own environment to pass on. "
+                    "Export it, or write --env NAME=VALUE."
+                )
+            value = present[name]
         if name in OWNED_VARIABLES:
             raise LauncherError(
                 f"--env {setting!r}: {name} differs from rank to rank, or follows from the job, and is set "

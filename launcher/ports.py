@@ -27,18 +27,25 @@ def is_free(port: int) -> bool:
     return True
 
 
+def check_port(port: int) -> int:
+    """The port itself; raises `LauncherError` for what is no port that a user may listen on."""
+    if not 1024 <= port <= 65535:
+        raise LauncherError(f"--master-port {port} must be from 1024 to 65535; leave it out for a free one.")
+    return port
+
+
+def taken(wanted: int, instead: int) -> str:
+    """What to say when a port that was asked for is not free."""
+    return f"port {wanted} is taken; using {instead} instead"
+
+
 def free_port(wanted: int | None, candidates: Iterable[int] | None = None) -> int:
     """`wanted` if it is free, else the first free one of `candidates` (default: random ones).
 
     Raises `LauncherError` when `wanted` is no port, and when no candidate is free.
     """
-    if wanted is not None:
-        if not 1024 <= wanted <= 65535:
-            raise LauncherError(
-                f"--master-port {wanted} must be from 1024 to 65535; leave it out for a free one."
-            )
-        if is_free(wanted):
-            return wanted
+    if wanted is not None and is_free(check_port(wanted)):
+        return wanted
     if candidates is None:
         candidates = random.SystemRandom().sample(_CANDIDATES, _NUM_TRIES)
     for port in candidates:

@@ -6,12 +6,17 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 
 from launcher.command import Command
+from launcher.heartbeat import Heartbeat, Silence
+from launcher.output import RankOutput
+from launcher.rank import Ended
 
 _PR_SET_PDEATHSIG = 1
+# How long what a rank printed may still be on its way when it has ended, in seconds.
+_DRAIN_S = 1.0
 
 
 class RankProcess:
@@ -21,12 +26,21 @@ class RankProcess:
     while signals may still be sent to it.
     """
 
-    def __init__(self, command: Command, signals: Set[signal.Signals]):
-        """Starts the command with `signals` unblocked, standard input closed, output passed through.
+    def __init__(
+        self,
+        command: Command,
+        signals: Set[signal.Signals],
+        output: RankOutput | None = None,
+        heartbeat: Heartbeat | None = None,
+    ):
+        """Starts the command with `signals` unblocked and standard input closed.
 
-        Raises `OSError` when the program cannot be started.
+        What it prints goes to `output`; None: straight to where the launcher prints. Raises `OSError` when
+        the program cannot be started.
         """
         self.name = command.name
+        self._output = output
+        self._heartbeat = heartbeat
         launcher_pid = os.getpid()
         libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,23 +57,42 @@ class RankProcess:
             command.arguments,
             env=os.environ | dict(command.environment),
             stdin=subprocess.DEVNULL,
+            stdout=None if output is None else subprocess.PIPE,
+            stderr=None if output is None else subprocess.PIPE,
             process_group=0,
             preexec_fn=in_child,
         )
         self.pid = self._process.pid
+        if output is not None:
+            # The threads own the pipes from here on.
+            out, err = os.dup(self._process.stdout.fileno()), os.dup(self._process.stderr.fileno())
+            self._process.stdout.close()
+            self._process.stderr.close()
+            output.attach(out, err)
 
-    def ended(self) -> int | None:
-        """Exit code, -n for signal n, None while it runs; does not reap."""
+    def ended(self) -> Ended | None:
+        """How it ended, None while it runs; does not reap."""
         status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if status is None:
             return None
-        return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        return Ended(status.si_status if status.si_code == os.CLD_EXITED else -status.si_status)
 
     def is_frozen(self) -> bool:
         """Whether a signal (SIGSTOP) has it stand still."""
         options = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
         status = os.waitid(os.P_PID, self.pid, options)
         return status is not None and status.si_code == os.CLD_STOPPED
+
+    def silence(self) -> Silence | None:
+        """Since when it gave no sign of life; None when it never gave one."""
+        return None if self._heartbeat is None else self._heartbeat.silence()
+
+    def last_lines(self, most: int) -> Sequence[str]:
+        """What it printed last; none when its output is not kept."""
+        if self._output is None:
+            return ()
+        self._output.drain(_DRAIN_S)
+        return self._output.last_lines(most)
 
     def send(self, signum: int) -> None:
         """A signal for the rank alone: its helpers may not expect it."""

@@ -6,21 +6,19 @@ one is given up: whoever would start it for ever (a scheduler) is told by the ex
 
 from __future__ import annotations
 
-import re
 import signal
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from pathlib import Path
 
-from launcher import supervise
-from launcher.command import Command
+from launcher.errors import LauncherError
 from launcher.exit_codes import GAVE_UP, describe, shell_code
-from launcher.supervise import Grace, JobEnd
+from launcher.run_folder import RunFolder
+from launcher.signals import held_back
+from launcher.supervise import JobEnd
 
 LONGEST_DELAY_S = 60.0
 # Enough doublings for any delay that is not zero; more would leave the range of floating point.
 _MOST_DOUBLINGS = 20
-_OUTPUT_FLAGS = ("--output_dir", "--output-dir")
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,17 @@ class Policy:
     def delay_s(self, num_restarts: int) -> float:
         """Seconds to wait before restart `num_restarts` (from 1) since the newest checkpoint."""
         return min(self.first_delay_s * 2 ** min(num_restarts - 1, _MOST_DOUBLINGS), LONGEST_DELAY_S)
+
+
+def policy(max_restarts: int, first_delay_s: float) -> Policy:
+    """The policy that the flags ask for. Raises `LauncherError` for numbers that make no sense."""
+    if max_restarts < 0:
+        raise LauncherError(f"--max-restarts {max_restarts} must be 0 or more; 0 starts nothing again.")
+    if not 0 <= first_delay_s <= LONGEST_DELAY_S:
+        raise LauncherError(
+            f"--restart-delay {first_delay_s} must be a number of seconds from 0 to {LONGEST_DELAY_S:.0f}."
+        )
+    return Policy(max_restarts, first_delay_s)
 
 
 @dataclass(frozen=True)
@@ -59,74 +68,42 @@ def after_crash(before: Progress, newest_step: int | None, max_restarts: int) ->
     return Progress(before.step, before.num_restarts + 1)
 
 
-def checkpoints_folder(arguments: Sequence[str]) -> Path | None:
-    """Where the script's own arguments have it write checkpoints; the last --output_dir counts.
-
-    None when there is none among them, as when it stands in a configuration file.
-    """
-    value = ""
-    for position, argument in enumerate(arguments):
-        name, equals, after = argument.partition("=")
-        if name in _OUTPUT_FLAGS:
-            value = after if equals else "".join(arguments[position + 1 : position + 2])
-    return Path(value) / "checkpoints" if value else None
-
-
-def newest_step(checkpoints: Path) -> int | None:
-    """Step of the newest checkpoint that is complete, None where there is none.
-
-    Complete is a folder step-00000100 with manifest.json, which is written last. The pointer `latest` is
-    not asked: a kill may leave it one checkpoint behind. Raises `OSError` when the folder cannot be read.
-    """
-    try:
-        folders = list(checkpoints.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    steps = (
-        int(folder.name.removeprefix("step-"))
-        for folder in folders
-        if re.fullmatch(r"step-[0-9]{8,}", folder.name) and (folder / "manifest.json").is_file()
-    )
-    return max(steps, default=None)
-
-
 def run(
-    commands: Callable[[], Sequence[Command]],
-    grace: Grace,
+    start: Callable[[Set[signal.Signals]], JobEnd],
     policy: Policy,
-    checkpoints: Path | None,
+    folder: RunFolder | None,
     say: Callable[[str], None],
 ) -> JobEnd:
     """Runs a job to an end that another start would not mend, or that `policy` does not let it mend.
 
-    `commands` is called for each start; `checkpoints` is where progress is seen, None: nowhere; `say` gets
-    a line for each restart. A signal between two starts ends it at once. Raises as `supervise.run`.
+    `start` runs the job once; `folder` is where progress is seen, None: nowhere; `say` gets a line for
+    each restart. A signal between two starts ends it at once. Raises as `start`.
     """
-    with supervise.held_back() as signals:
-        progress = Progress(_look(checkpoints, say))
+    with held_back() as signals:
+        progress = Progress(_look(folder, say))
         while True:
-            end = supervise.run(commands(), grace, signals, say)
-            if policy.max_restarts == 0 or end.kind != "crashed" or end.stop_asked:
+            end = start(signals)
+            if policy.max_restarts == 0 or not end.is_crash or end.stop_asked:
                 return end
-            going_on = after_crash(progress, _look(checkpoints, say), policy.max_restarts)
+            going_on = after_crash(progress, _look(folder, say), policy.max_restarts)
             if going_on is None:
                 return _given_up(end, policy.max_restarts)
             progress = going_on
             delay_s = policy.delay_s(progress.num_restarts)
-            say(_restart_line(end, progress, policy.max_restarts, delay_s, is_known=checkpoints is not None))
+            say(_restart_line(end, progress, policy.max_restarts, delay_s, is_known=folder is not None))
             signum = _wait(delay_s, signals)
             if signum is not None:
                 message = f"{describe(-signum)} before the job was started again; no rank is running."
-                return JobEnd("stopped", shell_code(-signum), message)
+                return JobEnd("stopped", shell_code(-signum), message, stop_asked=True, asked_by=signum)
 
 
-def _look(checkpoints: Path | None, say: Callable[[str], None]) -> int | None:
-    if checkpoints is None:
+def _look(folder: RunFolder | None, say: Callable[[str], None]) -> int | None:
+    if folder is None:
         return None
     try:
-        return newest_step(checkpoints)
+        return folder.newest_step()
     except OSError as error:
-        say(f"{checkpoints} cannot be read, so no new checkpoint is seen there: {error}")
+        say(f"{folder.checkpoints} cannot be read, so no new checkpoint is seen there: {error}")
         return None
 
 

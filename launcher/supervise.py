@@ -1,21 +1,19 @@
-"""Runs the commands of a job together and tells how it ended.
+"""Watches the ranks of a job together and tells how it ended.
 
-When a rank fails, the others are asked to end (SIGTERM) and, after a grace, killed; its exit code is the
-job's. Signals sent to the launcher reach every rank. When `run` is left, in whatever way, nothing it
-started is running any more.
+When a rank fails, hangs or is lost with its host, the others are asked to end (SIGTERM) and, after a grace,
+killed; its exit code is the job's. Signals sent to the launcher reach every rank.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from launcher.command import Command
 from launcher.exit_codes import (
     CHECKPOINTED,
+    CRASHED,
     DIVERGED,
     FINISHED,
     INTERRUPTED,
@@ -23,13 +21,9 @@ from launcher.exit_codes import (
     describe,
     shell_code,
 )
-from launcher.keeper import Keeper
-from launcher.process import RankProcess
+from launcher.rank import Rank
+from launcher.signals import STOPPING
 
-# End the job, after the ranks had their grace.
-_STOPPING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-# Mean something to the ranks only.
-_PASSED_ON = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 # The rank that failed first is not always the one at fault: so long, in seconds, others may fail by
 # themselves and say why before they are asked to end.
 _SETTLE_S = 2.0
@@ -41,26 +35,32 @@ _STOPS_THAT_KILL = 3
 _KILL_IF_FROZEN = 0
 # Longest sleep between two looks at the ranks, in seconds; SIGCHLD wakes the launcher before.
 _LOOK_S = 1.0
+_NUM_LAST_LINES = 15
 
 
 @dataclass(frozen=True)
 class RankEnd:
-    """How a rank ended: `code` is its exit code, -n when signal n killed it; `after_s` since the start."""
+    """How a rank ended: `code` is its exit code, -n when signal n killed it; `after_s` since the start.
+
+    lost: why nothing is known of its end, when its host is lost; else None.
+    """
 
     rank: int
     name: str
     pid: int
     code: int
     after_s: float
+    lost: str | None = None
 
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended. `kind`: finished, checkpointed, user error, diverged, interrupted, crashed, stopped,
-    gave up.
+    """How a job ended. `kind`: finished, checkpointed, user error, diverged, interrupted, crashed, hung,
+    lost host, stopped, gave up.
 
     `message` is a line for people; None when the ranks have said all there is to say. `failure` says which
-    rank failed how, when one did. `stop_asked`: a signal asked the job to stop, be it after a rank failed.
+    rank failed how, when one did. `stop_asked`: a signal asked the job to stop, be it after a rank failed;
+    `asked_by`: the first signal that the launcher was sent at all.
     """
 
     kind: str
@@ -68,6 +68,12 @@ class JobEnd:
     message: str | None
     failure: str | None = None
     stop_asked: bool = False
+    asked_by: int | None = None
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether another start may mend it."""
+        return self.kind in ("crashed", "hung", "lost host")
 
 
 def classify(
@@ -75,20 +81,27 @@ def classify(
     failed: Sequence[RankEnd],
     stop_signal: int | None,
     frozen: Sequence[str] = (),
+    hung: str | None = None,
 ) -> JobEnd:
     """The job's end from the ends of all its ranks.
 
     `failed` are those that failed of themselves, not because they were asked to end; `stop_signal` is
-    the signal that asked the job to stop before any had failed. One of the two explains every rank that
-    neither finished nor checkpointed. `frozen` names ranks that stood still when the first one failed.
+    the signal that asked the job to stop before any had failed; `hung` says which ranks gave no sign of life,
+    for which the job was ended. One of the three explains every rank that neither finished nor checkpointed.
+    `frozen` names ranks that stood still when the first one failed.
     """
     codes = {end.code for end in ends}
+    if hung is not None:
+        message = f"{hung}; all ranks were ended. The launcher's exit code is {CRASHED}."
+        return JobEnd("hung", CRASHED, message, hung)
     if failed:
         cause = most_telling(failed)
         exit_code = shell_code(cause.code)
         if cause.code == USER_ERROR:
             return JobEnd("user error", exit_code, None)
         kind = {DIVERGED: "diverged", INTERRUPTED: "interrupted"}.get(cause.code, "crashed")
+        if cause.lost is not None:
+            kind = "lost host"
         failure = _describe_failure(cause, frozen)
         message = f"{failure}; all other ranks were ended. The launcher's exit code is {exit_code}."
         return JobEnd(kind, exit_code, message, failure)
@@ -103,15 +116,16 @@ def classify(
 def most_telling(failed: Sequence[RankEnd]) -> RankEnd:
     """Which of several failures is the cause of the others.
 
-    A user error explains itself and so does a divergence, and SIGKILL comes from outside; else it is the
-    first one. Of those seen at the same moment a signal tells more than an exit code, which may only say
-    that a peer is gone.
+    A user error explains itself and so does a divergence; a lost host and SIGKILL come from outside; else it
+    is the first one. Of those seen at the same moment a signal tells more than an exit code, which may only
+    say that a peer is gone.
     """
     return min(
         failed,
         key=lambda end: (
             end.code != USER_ERROR,
             end.code != DIVERGED,
+            end.lost is None,
             end.code != -signal.SIGKILL,
             end.after_s,
             end.code >= 0,
@@ -121,6 +135,8 @@ def most_telling(failed: Sequence[RankEnd]) -> RankEnd:
 
 
 def _describe_failure(cause: RankEnd, frozen: Sequence[str]) -> str:
+    if cause.lost is not None:
+        return f"{cause.name} is lost after {cause.after_s:.0f} s: {cause.lost}"
     hint = ""
     if cause.code == -signal.SIGKILL:
         hint = ", not by the launcher (most often the system was out of memory, see dmesg)"
@@ -144,112 +160,146 @@ class Grace:
     after_signal_s: float
 
 
-def run(
-    commands: Sequence[Command], grace: Grace, signals: Set[signal.Signals], say: Callable[[str], None]
+def watch(
+    ranks: Sequence[Rank],
+    signals: Set[signal.Signals],
+    grace: Grace,
+    hang_timeout_s: float,
+    say: Callable[[str], None],
 ) -> JobEnd:
-    """Starts all commands and returns when all have ended.
+    """Returns when all ranks have ended.
 
-    `signals`: from `held_back`; `say` gets a line for people. Raises `OSError` when a command cannot be
-    started; those started before are killed.
+    `signals`: from `held_back`; SIGCHLD says that there may be news of a rank. A rank that has given signs of
+    life and then none for `hang_timeout_s` hangs. `say` gets lines for people.
     """
-    with ExitStack() as afterwards, Keeper() as keeper, ExitStack() as at_end:
-        ranks: list[RankProcess] = []
-        for command in commands:
-            process = RankProcess(command, signals)
-            afterwards.callback(process.reap)
-            at_end.callback(process.kill_group)
-            keeper.watch(process.pid)
-            ranks.append(process)
-        return _watch(ranks, signals, grace, say)
-
-
-@contextmanager
-def held_back() -> Iterator[Set[signal.Signals]]:
-    """Blocks the signals that the launcher waits for, and gives them.
-
-    A signal that was ignored when the launcher started (nohup, a background job) stays ignored.
-    """
-    wanted = {signum for signum in _STOPPING | _PASSED_ON if signal.getsignal(signum) != signal.SIG_IGN}
-    wanted.add(signal.SIGCHLD)
-    # Ignored, the kernel would reap the ranks itself and their exit codes would be lost.
-    child_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    try:
-        yield wanted
-    finally:
-        # What came too late to matter must not end the launcher before it has given its exit code.
-        while signal.sigtimedwait(wanted, 0) is not None:
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGCHLD, child_handler)
-
-
-def _watch(
-    ranks: Sequence[RankProcess], signals: Set[signal.Signals], grace: Grace, say: Callable[[str], None]
-) -> JobEnd:
-    grace_s = grace.after_failure_s
-    started_s = time.monotonic()
-    ends: dict[int, RankEnd] = {}
-    failed: list[RankEnd] = []
-    frozen: list[str] = []
-    stop_signal: int | None = None
-    # When the launcher was asked to stop, in monotonic seconds.
-    stops_s: list[float] = []
-    # What the ranks still running will be sent, and when: (monotonic seconds, signal).
-    plan: list[tuple[float, int]] = []
-    # Whether ranks have been asked to end because another one failed.
-    ending = False
-
+    watcher = _Watcher(ranks, grace, hang_timeout_s, say)
     while True:
-        now = time.monotonic()
-        for rank, process in enumerate(ranks):
-            if rank in ends or (code := process.ended()) is None:
-                continue
-            ends[rank] = RankEnd(rank, process.name, process.pid, code, now - started_s)
-            if code == CHECKPOINTED and not plan:
-                # The others are about to follow: no hurry, but no waiting for ever either.
-                plan = [(now + grace_s, signal.SIGTERM), (now + 2 * grace_s, signal.SIGKILL)]
-            elif code not in (FINISHED, CHECKPOINTED) and stop_signal is None and not ending:
-                if not failed:
-                    plan = [(now + _SETTLE_S, signal.SIGTERM), (now + _SETTLE_S + grace_s, signal.SIGKILL)]
-                    frozen = [f"{peer.name} (process {peer.pid})" for peer in ranks if peer.is_frozen()]
-                failed.append(ends[rank])
-        if len(ends) == len(ranks):
-            end = classify(list(ends.values()), failed, stop_signal, frozen)
-            return replace(end, stop_asked=bool(stops_s))
+        end = watcher.look()
+        if end is not None:
+            return end
+        received = signal.sigtimedwait(signals, watcher.wait_s())
+        if received is not None and received.si_signo != signal.SIGCHLD:
+            watcher.asked(received.si_signo)
 
-        running = [process for rank, process in enumerate(ranks) if rank not in ends]
-        while plan and plan[0][0] <= now:
-            _, signum = plan.pop(0)
+
+class _Watcher:
+    """What is known of a job while it runs."""
+
+    def __init__(
+        self, ranks: Sequence[Rank], grace: Grace, hang_timeout_s: float, say: Callable[[str], None]
+    ):
+        self._ranks = ranks
+        self._grace = grace
+        self._hang_timeout_s = hang_timeout_s
+        self._say = say
+        self._started_s = time.monotonic()
+        self._ends: dict[int, RankEnd] = {}
+        self._failed: list[RankEnd] = []
+        self._frozen: list[str] = []
+        self._hung: str | None = None
+        self._stop_signal: int | None = None
+        # When the launcher was asked to stop, in monotonic seconds.
+        self._stops_s: list[float] = []
+        self._first_asked: int | None = None
+        # What the ranks still running will be sent, and when: (monotonic seconds, signal).
+        self._plan: list[tuple[float, int]] = []
+        # Whether ranks have been asked to end because another one failed.
+        self._ending = False
+
+    def look(self) -> JobEnd | None:
+        """Takes note of what has happened and does what is due; the job's end when all ranks have ended."""
+        now_s = time.monotonic()
+        for rank, process in enumerate(self._ranks):
+            if rank not in self._ends and (ended := process.ended()) is not None:
+                after_s = now_s - self._started_s
+                end = RankEnd(rank, process.name, process.pid, ended.code, after_s, ended.lost)
+                self._note(end, now_s)
+        if len(self._ends) == len(self._ranks):
+            return self._end()
+        if not self._plan:
+            self._look_for_hangs(now_s)
+        while self._plan and self._plan[0][0] <= now_s:
+            _, signum = self._plan.pop(0)
             if signum == _KILL_IF_FROZEN:
-                if not any(process.is_frozen() for process in running):
+                if not any(process.is_frozen() for process in self._running()):
                     continue
                 signum = signal.SIGKILL
-            ending = bool(failed)
-            for process in running:
+            self._ending = bool(self._failed)
+            for process in self._running():
                 process.send(signum)
+        return None
 
-        due_s = min(plan[0][0] - now, _LOOK_S) if plan else _LOOK_S
-        received = signal.sigtimedwait(signals, max(0.0, due_s))
-        if received is None or received.si_signo == signal.SIGCHLD:
-            continue
-        for process in running:
-            process.send(received.si_signo)
-        if received.si_signo not in _STOPPING:
-            continue
-        now = time.monotonic()
-        if not stops_s or now - stops_s[-1] > _ECHO_S:
-            stops_s.append(now)
-        if len(stops_s) == _STOPS_THAT_KILL:
-            plan = [(now, signal.SIGKILL)]
-        elif stop_signal is None and not failed:
-            stop_signal = received.si_signo
-            longest_s = grace.after_signal_s
-            plan = [
-                (now + min(grace_s, longest_s), _KILL_IF_FROZEN),
-                (now + longest_s, signal.SIGKILL),
+    def wait_s(self) -> float:
+        """Seconds until the next look is due."""
+        return max(0.0, min(self._plan[0][0] - time.monotonic(), _LOOK_S)) if self._plan else _LOOK_S
+
+    def asked(self, signum: int) -> None:
+        """The launcher has been sent a signal: it is the ranks' as well."""
+        for process in self._running():
+            process.send(signum)
+        self._first_asked = self._first_asked or signum
+        if signum not in STOPPING:
+            return
+        now_s = time.monotonic()
+        if not self._stops_s or now_s - self._stops_s[-1] > _ECHO_S:
+            self._stops_s.append(now_s)
+        if len(self._stops_s) == _STOPS_THAT_KILL:
+            self._plan = [(now_s, signal.SIGKILL)]
+        elif self._stop_signal is None and not self._failed and self._hung is None:
+            self._stop_signal = signum
+            longest_s = self._grace.after_signal_s
+            self._plan = [
+                (now_s + min(self._grace.after_failure_s, longest_s), _KILL_IF_FROZEN),
+                (now_s + longest_s, signal.SIGKILL),
             ]
-            say(
-                f"{signal.Signals(stop_signal).name}: ranks have {longest_s:g} s to write a checkpoint and "
+            self._say(
+                f"{signal.Signals(signum).name}: ranks have {longest_s:g} s to write a checkpoint and "
                 f"end; {_STOPS_THAT_KILL - 1} more signals kill them at once"
             )
+
+    def _running(self) -> list[Rank]:
+        return [process for rank, process in enumerate(self._ranks) if rank not in self._ends]
+
+    def _note(self, end: RankEnd, now_s: float) -> None:
+        self._ends[end.rank] = end
+        grace_s = self._grace.after_failure_s
+        if end.code == CHECKPOINTED and not self._plan:
+            # The others are about to follow: no hurry, but no waiting for ever either.
+            self._plan = [(now_s + grace_s, signal.SIGTERM), (now_s + 2 * grace_s, signal.SIGKILL)]
+        elif end.code not in (FINISHED, CHECKPOINTED) and self._stop_signal is None and not self._ending:
+            if self._hung is not None:
+                return
+            if not self._failed:
+                settled_s = now_s + _SETTLE_S
+                self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
+                self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
+            self._failed.append(end)
+
+    def _look_for_hangs(self, now_s: float) -> None:
+        silent = {
+            process: silence
+            for process in self._running()
+            if (silence := process.silence()) is not None and silence.seconds > self._hang_timeout_s
+        }
+        if silent:
+            told = "; ".join(
+                f"{_with_pid(process)} for {silence.seconds:.0f} s, after {silence.place}"
+                for process, silence in silent.items()
+            )
+            self._hung = f"no sign of life from {told}"
+            grace_s = self._grace.after_failure_s
+            self._plan = [(now_s, signal.SIGTERM), (now_s + grace_s, signal.SIGKILL)]
+
+    def _end(self) -> JobEnd:
+        ends = list(self._ends.values())
+        end = classify(ends, self._failed, self._stop_signal, self._frozen, self._hung)
+        if self._failed and end.is_crash and len(ends) > 1:
+            cause = most_telling(self._failed)
+            lines = self._ranks[cause.rank].last_lines(_NUM_LAST_LINES)
+            if lines:
+                self._say("\n    ".join([f"{cause.name} printed last:", *lines]))
+        return replace(end, asked_by=self._first_asked, stop_asked=bool(self._stops_s))
+
+
+def _with_pid(process: Rank) -> str:
+    return f"{process.name} (process {process.pid})"

@@ -5,13 +5,13 @@
 #   MODEL=/models/chatglm-6b TRAIN_FILE="my pairs.jsonl" sbatch slurm/train_8xa100.sh --num_train_epochs 5
 #
 # Submit it from the top of the repository. Further flags of medsft/train.py may follow; the last one counts.
-# From the environment: MODEL, TRAIN_FILE, OUTPUT_DIR, DS_CONFIG, NUM_GPUS, and PYTHON.
+# From the environment: MODEL, TRAIN_FILE, OUTPUT_DIR, DS_CONFIG, NUM_GPUS, PYTHON, and MEDSFT_LAUNCH_FLAGS for
+# more flags of `python -m launcher run`, such as "--max-requeues 5".
 #
-# Ten minutes before the time limit the run is asked to stop: it saves a checkpoint and the job ends with exit
-# code 75. It goes on from there in the same folder. A requeued job has kept its number, and with it the folder;
-# a new one must be given it:
+# Ten minutes before the time limit, and when the job is preempted, the run saves a checkpoint, ends with exit
+# code 75 and puts the job back into the queue, up to 20 times; the requeued job goes on in the same folder.
+# After scancel it does not. A new job goes on when it is given the folder:
 #
-#   scontrol requeue 1234
 #   OUTPUT_DIR=runs/medsft-1234 sbatch slurm/train_8xa100.sh
 #
 # Checkpoints of ChatGLM-6B are 74 GB each; three of them must fit on the disk, and one in the node's memory.
@@ -25,14 +25,17 @@
 #SBATCH --mem=0
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:USR1@600
+#SBATCH --requeue
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+read -ra launch_flags <<<"${MEDSFT_LAUNCH_FLAGS:-}"
 
 # exec: signals for the job reach the launcher, which passes them on to every rank.
-exec "${PYTHON:-.venv/bin/python}" -m launcher run --num-gpus "${NUM_GPUS:-8}" medsft/train.py \
+exec "${PYTHON:-.venv/bin/python}" -m launcher run --num-gpus "${NUM_GPUS:-8}" \
+  --max-requeues 20 --max-restarts 3 "${launch_flags[@]}" medsft/train.py \
   --deepspeed "${DS_CONFIG:-ds_configs/zero3.json}" \
   --model_name_or_path "${MODEL:-models/chatglm-6b}" \
   --train_file "${TRAIN_FILE:-data/train.jsonl}" \

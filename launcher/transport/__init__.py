@@ -1,16 +1,13 @@
-"""Ways to get a job onto its nodes: each a pure function from a job to the commands that start it."""
+"""Ways to get a job onto its nodes.
 
-from __future__ import annotations
+`local` starts ranks itself. `pdsh`, `openmpi` and `slurm` are data for `remote`, which starts an agent on
+each host by them.
+"""
 
-from collections.abc import Callable
+from launcher.transport.base import Transport
+from launcher.transport.local import LOCAL
+from launcher.transport.openmpi import OPENMPI
+from launcher.transport.pdsh import PDSH
+from launcher.transport.slurm import SLURM
 
-from launcher.command import Command
-from launcher.job import Job
-from launcher.transport import local
-
-TRANSPORTS: dict[str, Callable[[Job], tuple[Command, ...]]] = {"local": local.commands}
-
-
-def choose(name: str) -> Callable[[Job], tuple[Command, ...]]:
-    """The transport of this name; "auto" takes the one that fits where the launcher runs: this machine."""
-    return TRANSPORTS["local" if name == "auto" else name]
+TRANSPORTS: dict[str, Transport] = {transport.name: transport for transport in (LOCAL, PDSH, OPENMPI, SLURM)}

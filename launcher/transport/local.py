@@ -6,35 +6,48 @@ ends with exit code 0.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from signal import Signals
+
+from launcher import local_ranks, ports, shell
 from launcher.command import Command
 from launcher.job import Job
+from launcher.rank import Rank
+from launcher.rank_commands import rank_commands
+from launcher.shell import Shell
+
+_ADDRESS = "127.0.0.1"
 
 
-def commands(job: Job) -> tuple[Command, ...]:
-    """One command for each rank, with the environment torch.distributed and DeepSpeed read.
+@dataclass(frozen=True)
+class LocalTransport:
+    """A `Transport` to nowhere else."""
 
-    Raises `ValueError` when the job has more than one node.
-    """
-    if len(job.nodes) != 1:
-        raise ValueError(f"the local transport takes one node, not {len(job.nodes)}")
-    size = str(job.world_size)
-    return tuple(
-        Command(
-            name=f"rank {rank}",
-            # -u: lines appear when they are printed, also through a pipe.
-            arguments=(job.python, "-u", str(job.script), *job.arguments),
-            environment=(
-                *job.environment,
-                ("RANK", str(rank)),
-                ("LOCAL_RANK", str(rank)),
-                ("WORLD_SIZE", size),
-                ("LOCAL_WORLD_SIZE", size),
-                # DeepSpeed's CPU accelerator reads its number of devices from this one.
-                ("LOCAL_SIZE", size),
-                ("NODE_RANK", "0"),
-                ("MASTER_ADDR", job.master_address),
-                ("MASTER_PORT", str(job.master_port)),
-            ),
-        )
-        for rank in range(job.world_size)
-    )
+    name: str = "local"
+    shell: Shell = shell.here
+
+    def commands(self, job: Job) -> tuple[Command, ...]:
+        """One command for each rank. Raises `ValueError` when the job has more than one node."""
+        if len(job.nodes) != 1:
+            raise ValueError(f"the local transport takes one node, not {len(job.nodes)}")
+        environment = dict(os.environ) | dict(job.environment)
+        of_host = local_ranks.of_host(job.world_size, environment)
+        job = replace(job, environment=(*of_host, *job.environment))
+        # Looked for at each start: by then the port may be another program's.
+        port = ports.free_port(job.master_port or None)
+        return rank_commands(job, 0, job.master_address or _ADDRESS, port)
+
+    @contextmanager
+    def started(
+        self, job: Job, signals: Set[Signals], start_limit_s: float, say: Callable[[str], None]
+    ) -> Iterator[Sequence[Rank]]:
+        """The job's ranks, running."""
+        commands = self.commands(job)
+        with local_ranks.started(commands, job.logs, signals) as ranks:
+            yield ranks
+
+
+LOCAL = LocalTransport()

@@ -18,15 +18,13 @@ from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from medsft.checkpoint.layout import MANIFEST
+from medsft.engine.state import STATES
 from medsft.errors import UserError
 from medsft.files import write_text
 
 FORMAT = "medsft-checkpoint"
 FORMAT_VERSION = 1
 """Raised when a reader of the version before would misunderstand what is written."""
-
-STATES = ("master", "exp_avg", "exp_avg_sq")
-"""What is kept of every parameter, fp32: the weight that the optimiser works on, and Adam's two moments."""
 
 _HEX = frozenset("0123456789abcdef")
 

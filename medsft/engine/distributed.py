@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import warnings
@@ -14,13 +15,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from medsft.engine import openmpi
 from medsft.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 # What torchrun, DeepSpeed's launcher and ours set for every rank.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# mpirun's names for the first three; the address of rank 0 must then be in the environment.
+# mpirun's names for the first three.
 _OPENMPI_NAMES = {
     "RANK": "OMPI_COMM_WORLD_RANK",
     "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -56,11 +60,15 @@ class World:
 def complete_environment(environment: MutableMapping[str, str]) -> None:
     """Fills in what a launcher would have set, so that a plain `python train.py` is a world of one.
 
-    Under mpirun the ranks come from OpenMPI's own variables. Raises `UserError` when only some of a
-    launcher's variables are there, or when they make no sense.
+    Under mpirun the ranks come from OpenMPI's own variables, and where it was not told the address of rank 0,
+    they find one by MPI: a collective then. Raises `UserError` when only some of a launcher's variables are
+    there, when they make no sense, or when MPI does not bring the ranks together.
     """
     if "RANK" not in environment and _OPENMPI_NAMES["RANK"] in environment:
         environment.update({name: environment[other] for name, other in _OPENMPI_NAMES.items()})
+        if "MASTER_ADDR" not in environment and "MASTER_PORT" not in environment:
+            address, port = openmpi.find_master(environment, logger.warning)
+            environment.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     present = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
     if not present:
         environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")

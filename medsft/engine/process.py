@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from medsft import exit_codes
 from medsft.engine.distributed import AgreedError, PeerError, World, complete_environment, start
+from medsft.engine.heartbeat import start_heartbeat
+from medsft.engine.hostfile import check_hostfile
 from medsft.engine.step import DivergedError
 from medsft.engine.stop import Stopped, StopRequest
-from medsft.engine.watchdog import Watchdog
+from medsft.engine.watchdog import Watchdog, last_place
 from medsft.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,10 +40,12 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World, StopR
     try:
         config = read()
         complete_environment(os.environ)
+        check_hostfile(int(os.environ["WORLD_SIZE"]))
     except UserError as error:
         return _end(f"error: {error}", exit_codes.USER_ERROR, speaks)
     stop = StopRequest(speaks)
     _set_up_logging(os.environ["RANK"])
+    start_heartbeat(os.environ, last_place)
     try:
         world = start(config.run.distributed_timeout_min + _WATCHDOG_LEAD_MIN)
     except UserError as error:

@@ -199,11 +199,10 @@ def restore_scaler(scaler: LossScalerBase, state: Mapping[str, float | int]) -> 
             setattr(scaler, name, state[name])
 
 
-# Elsewhere DeepSpeed keeps a second copy of the weights, quantised ones, or slices over fewer ranks than all.
+# Elsewhere DeepSpeed keeps quantised weights, or slices over fewer ranks than all.
 _HARMLESS = {
     "zenflow": (None,),
     "mics_shard_size": (-1,),
-    "zero_hpz_partition_size": (1,),
     "zero_quantized_weights": (False,),
     "zero_quantized_nontrainable_weights": (False,),
 }

@@ -34,28 +34,13 @@ import torch.distributed as dist
 
 from medsft import exit_codes
 from medsft.engine.distributed import World
+from medsft.engine.heartbeat import INTERVAL_S, Beat
 
 _VERDICT = "verdict"
 _NONE_YET = "-"
-_LONGEST_INTERVAL_S = 2.0
 # A pipe that nobody reads may be the very cause of the hang: so long, in seconds, the verdict waits for it.
 _PIPE_S = 5.0
 _MOST_NAMED = 4
-
-
-@dataclass(frozen=True)
-class Beat:
-    """What a rank publishes.
-
-    number: counts up with every heartbeat. progress: places its main thread has come past; `place` is the
-    last of them, in words. host, pid: for people.
-    """
-
-    number: int
-    progress: int
-    place: str
-    host: str
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +52,6 @@ class Verdict:
 
 
 _progress = (0, "its start")
-"""How many places this process's main thread has come past, and the last of them."""
 
 
 def progress(place: str) -> None:
@@ -78,6 +62,11 @@ def progress(place: str) -> None:
     """
     global _progress
     _progress = (_progress[0] + 1, place)  # replaced as a whole, for other threads read it at any time
+
+
+def last_place() -> tuple[int, str]:
+    """How many places the main thread has come past, and the last of them."""
+    return _progress
 
 
 class Judge:
@@ -206,7 +195,7 @@ class Watchdog:
         """
         self._world = world
         self._timeout_s = timeout_s
-        self._interval_s = min(_LONGEST_INTERVAL_S, timeout_s / 20)
+        self._interval_s = min(INTERVAL_S, timeout_s / 20)
         self._address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         keeper = None
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -255,7 +244,7 @@ class Watchdog:
 
     def _exchange(self, store: dist.Store, number: int) -> None:
         rank = self._world.rank
-        beat = Beat(number, *_progress, self._host, os.getpid())
+        beat = Beat(number, *last_place(), self._host, os.getpid())
         store.set(str(rank), json.dumps(asdict(beat)))
         if self._proposal is None:
             verdict = store.compare_set(_VERDICT, "", _NONE_YET).decode()
@@ -280,7 +269,7 @@ class Watchdog:
             # Capped: time in which this process was stopped itself is not the others' silence.
             elapsed_s, last_s = min(now_s - last_s, 2 * self._interval_s), now_s
             number, beats = self._heard
-            verdict = self._judge.look(elapsed_s, beats if number != last_number else None, _progress[0])
+            verdict = self._judge.look(elapsed_s, beats if number != last_number else None, last_place()[0])
             last_number = number
             if verdict is not None and verdict.shared:
                 self._proposal = verdict.text

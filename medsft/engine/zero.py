@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from medsft.engine.deepspeed_config import compute_dtype
-from medsft.engine.distributed import World
+from medsft.engine.distributed import AgreedError, World
 
 
 class FlatSource(Protocol):
@@ -27,16 +28,27 @@ def build_partitioned(build: Callable[[], nn.Module], ds_config: dict[str, Any])
     """Calls `build` with every parameter cut up as soon as its module exists.
 
     No rank ever holds more than one module's whole parameters. Their values are not meant to be used:
-    `load_slices` follows. The configuration decides their type.
+    `load_slices` follows. The configuration decides their type. Raises `AgreedError` when the ranks do not
+    divide into hpZ's groups.
     """
     import deepspeed
 
+    _check_groups(ds_config, dist.get_world_size())
     # Its argument `dtype` is ignored on processors without fp16, so the type comes from the configuration.
     with deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = build()
     dtype = compute_dtype(ds_config)
     assert all(param.ds_tensor.dtype == dtype for param in model.parameters())
     return model
+
+
+def _check_groups(ds_config: dict[str, Any], world_size: int) -> None:
+    size = ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    if size > 1 and world_size % size and world_size > size:
+        raise AgreedError(
+            f"zero_optimization.zero_hpz_partition_size is {size}, but {world_size} ranks do not divide into "
+            f"groups of {size}. Set it to the number of ranks on each host, or remove it."
+        )
 
 
 @torch.no_grad()
@@ -48,6 +60,10 @@ def load_slices(
     Nothing is gathered or sent: each rank reads about 1/world_size of the bytes. The padding at the end of
     a slice is set to zero, which DeepSpeed leaves uninitialised. `progress` is called with the bytes done
     and those in all.
+
+    With hpZ DeepSpeed keeps, beside its slice, a rank's share of the copy that its group holds
+    (`ds_secondary_tensor`), and gathers from that. It is dropped here, as it has the values from before; so
+    does DeepSpeed itself after each step of the optimiser, and makes it anew when it has gathered the slices.
     """
     num_bytes = sum(param.ds_tensor.nbytes for param in model.parameters())
     num_done = 0
@@ -57,6 +73,7 @@ def load_slices(
         end = min(start + local.ds_numel, param.ds_numel)
         local[: end - start].copy_(source.read_range(name, start, end))
         local[end - start :].zero_()
+        param.ds_secondary_tensor = None
         num_done += local.nbytes
         if progress is not None:
             progress(num_done, num_bytes)

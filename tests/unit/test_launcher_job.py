@@ -14,7 +14,7 @@ from launcher.errors import LauncherError
 from launcher.job import OWNED_VARIABLES, Job, Node, existing_script, parse_environment
 from launcher.ports import free_port, is_free
 from launcher.slots import count_slots
-from launcher.transport import TRANSPORTS, choose
+from launcher.transport import TRANSPORTS
 
 ODD_ARGUMENTS = (
     "--train_file",
@@ -47,7 +47,7 @@ def no_gpus() -> int:
 
 class TestLocalTransport:
     def test_one_command_for_each_rank_with_arguments_as_they_are(self):
-        commands = TRANSPORTS["local"](job(num_slots=3))
+        commands = TRANSPORTS["local"].commands(job(num_slots=3))
         assert [command.name for command in commands] == ["rank 0", "rank 1", "rank 2"]
         for command in commands:
             assert command.arguments == (
@@ -58,7 +58,7 @@ class TestLocalTransport:
             )
 
     def test_environment_of_a_rank(self):
-        environment = dict(TRANSPORTS["local"](job(num_slots=3))[2].environment)
+        environment = dict(TRANSPORTS["local"].commands(job(num_slots=3))[2].environment)
         assert environment == {
             "OMP_NUM_THREADS": "4",
             "RANK": "2",
@@ -74,10 +74,7 @@ class TestLocalTransport:
 
     def test_it_takes_one_node_only(self):
         with pytest.raises(ValueError, match="one node, not 2"):
-            TRANSPORTS["local"](job(nodes=(Node("a", 1), Node("b", 1))))
-
-    def test_auto_means_local(self):
-        assert choose("auto") is choose("local") is TRANSPORTS["local"]
+            TRANSPORTS["local"].commands(job(nodes=(Node("a", 1), Node("b", 1))))
 
 
 class TestCommand:
@@ -104,17 +101,22 @@ class TestCommand:
 class TestEnvironmentSettings:
     def test_values_may_hold_anything_and_the_last_one_counts(self):
         settings = ["A=1", "B=x=y z", "EMPTY=", "A=两"]
-        assert parse_environment(settings) == (("A", "两"), ("B", "x=y z"), ("EMPTY", ""))
+        assert parse_environment(settings, {}) == (("A", "两"), ("B", "x=y z"), ("EMPTY", ""))
 
-    @pytest.mark.parametrize("setting", ["A", "=1", "1A=2", "A B=2", "A-B=2", ""])
+    @pytest.mark.parametrize("setting", ["=1", "1A=2", "A B=2", "A-B=2", ""])
     def test_what_is_not_name_equals_value_is_refused(self, setting):
         with pytest.raises(LauncherError, match="is not NAME=VALUE"):
-            parse_environment([setting])
+            parse_environment([setting], {})
+
+    def test_a_name_alone_takes_the_launchers_own_value(self):
+        assert parse_environment(["A"], {"A": "中 $(x)"}) == (("A", "中 $(x)"),)
+        with pytest.raises(LauncherError, match="--env A: there is no A"):
+            parse_environment(["A"], {})
 
     @pytest.mark.parametrize("name", sorted(OWNED_VARIABLES))
     def test_what_the_launcher_sets_is_refused(self, name):
         with pytest.raises(LauncherError, match=f"{name} differs from rank to rank"):
-            parse_environment([f"{name}=5"])
+            parse_environment([f"{name}=5"], {})
 
 
 class TestSlots:
@@ -213,14 +215,14 @@ class TestCommandLine:
             (["--num-gpus", "0", "SCRIPT"], "--num-gpus 0 starts no rank"),
             (["--num-gpus", "two", "SCRIPT"], "invalid int value: 'two'"),
             (["--master-port", "99999", "SCRIPT"], "--master-port 99999"),
-            (["--env", "nothing", "SCRIPT"], "--env 'nothing'"),
-            (["--grace", "-1", "SCRIPT"], "--grace -1.0"),
-            (["--grace", "nan", "SCRIPT"], "--grace nan"),
+            (["--env", "no thing", "SCRIPT"], "--env 'no thing'"),
+            (["--grace", "-1", "SCRIPT"], "--grace: -1.0 must be"),
+            (["--grace", "nan", "SCRIPT"], "--grace: nan must be"),
             (["--max-restarts", "-1", "SCRIPT"], "--max-restarts -1 must be 0 or more"),
             (["--max-restarts", "1.5", "SCRIPT"], "invalid int value: '1.5'"),
-            (["--restart-delay", "-1", "SCRIPT"], "--restart-delay -1.0"),
+            (["--restart-delay", "-1", "SCRIPT"], "--restart-delay: -1.0 must be"),
             (["--restart-delay", "61", "SCRIPT"], "--restart-delay 61.0"),
-            (["--restart-delay", "nan", "SCRIPT"], "--restart-delay nan"),
+            (["--restart-delay", "nan", "SCRIPT"], "--restart-delay: nan must be"),
             (["--transport", "pigeon", "SCRIPT"], "invalid choice: 'pigeon'"),
             (["--frobnicate", "SCRIPT"], "--frobnicate"),
             (["no/such.py", "--lr", "1"], "'no/such.py' does not exist"),

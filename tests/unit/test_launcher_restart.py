@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.restart import Policy, Progress, after_crash, checkpoints_folder, newest_step
+from launcher import run_folder
+from launcher.restart import Policy, Progress, after_crash
+from launcher.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,11 @@ def test_waits_double_up_to_a_minute():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--output_dir", "runs/一 个", "--seed", "1"], "runs/一 个/checkpoints"),
-        (["--seed", "1", "--output_dir=runs/a=b"], "runs/a=b/checkpoints"),
-        (["--output-dir", "runs/a"], "runs/a/checkpoints"),
-        (["--output_dir", "first", "--output_dir=last"], "last/checkpoints"),
-        (["--output_dir=first", "--output_dir", "last"], "last/checkpoints"),
+        (["--output_dir", "runs/一 个", "--seed", "1"], "runs/一 个"),
+        (["--seed", "1", "--output_dir=runs/a=b"], "runs/a=b"),
+        (["--output-dir", "runs/a"], "runs/a"),
+        (["--output_dir", "first", "--output_dir=last"], "last"),
+        (["--output_dir=first", "--output_dir", "last"], "last"),
         (["--output_directory", "x", "--my--output_dir=x"], None),
         (["--config", "train.yaml"], None),
         (["--output_dir"], None),
@@ -68,7 +70,7 @@ def test_waits_double_up_to_a_minute():
     ],
 )
 def test_the_output_folder_is_read_from_the_scripts_arguments(arguments, expected):
-    assert checkpoints_folder(arguments) == (None if expected is None else Path(expected))
+    assert run_folder.find(arguments) == (None if expected is None else RunFolder(Path(expected)))
 
 
 def make_checkpoint(root: Path, name: str, manifest: bool = True) -> None:
@@ -78,38 +80,40 @@ def make_checkpoint(root: Path, name: str, manifest: bool = True) -> None:
 
 
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
-    root = tmp_path / "运行 1" / "checkpoints"
-    assert newest_step(root) is None
+    folder = RunFolder(tmp_path / "运行 1")
+    root = folder.checkpoints
+    assert folder.newest_step() is None
     root.mkdir(parents=True)
-    assert newest_step(root) is None
+    assert folder.newest_step() is None
     for name in ("step-00000200", "step-00000100", "step-00000030"):
         make_checkpoint(root, name)
     # Clocks differ between hosts: the oldest by its time is the newest.
     os.utime(root / "step-00000200", (0, 0))
-    assert newest_step(root) == 200
+    assert folder.newest_step() == 200
     make_checkpoint(root, "step-123456789")
-    assert newest_step(root) == 123_456_789
+    assert folder.newest_step() == 123_456_789
 
 
 def test_only_complete_checkpoints_count(tmp_path):
-    make_checkpoint(tmp_path, "step-00000100")
-    make_checkpoint(tmp_path, "step-00000200", manifest=False)
-    make_checkpoint(tmp_path, ".step-00000300.tmp")
-    make_checkpoint(tmp_path, ".step-00000400.deleted")
-    make_checkpoint(tmp_path, "step-500")
-    make_checkpoint(tmp_path, "step-00000600 (copy)")
-    (tmp_path / "step-00000700").write_text("a file", encoding="utf-8")
+    root = RunFolder(tmp_path).checkpoints
+    make_checkpoint(root, "step-00000100")
+    make_checkpoint(root, "step-00000200", manifest=False)
+    make_checkpoint(root, ".step-00000300.tmp")
+    make_checkpoint(root, ".step-00000400.deleted")
+    make_checkpoint(root, "step-500")
+    make_checkpoint(root, "step-00000600 (copy)")
+    (root / "step-00000700").write_text("a file", encoding="utf-8")
     # The pointer may be behind, or gone.
-    (tmp_path / "latest").write_text("step-00000800\n", encoding="utf-8")
-    assert newest_step(tmp_path) == 100
+    (root / "latest").write_text("step-00000800\n", encoding="utf-8")
+    assert RunFolder(tmp_path).newest_step() == 100
 
 
 def test_a_file_in_the_place_of_the_folder_holds_no_checkpoint(tmp_path):
     (tmp_path / "checkpoints").write_text("", encoding="utf-8")
-    assert newest_step(tmp_path / "checkpoints") is None
+    assert RunFolder(tmp_path).newest_step() is None
 
 
 def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):
     (tmp_path / "checkpoints").symlink_to("checkpoints")  # a loop: unreadable for root too
     with pytest.raises(OSError):
-        newest_step(tmp_path / "checkpoints")
+        RunFolder(tmp_path).newest_step()

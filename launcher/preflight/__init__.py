@@ -1,0 +1,1 @@
+"""Every host checked before a rank starts: `probe` asks, `compare` judges, `table` shows, `run` conducts."""

@@ -1,0 +1,48 @@
+"""All that the agent of a host needs, as one JSON document."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.job import Job, Node
+
+VARIABLE = "MEDSFT_AGENT"
+"""Holds the document where a scheduler carries the environment safely (Slurm)."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """launch: id of the launch. token: hex, known to its processes only. addresses, port: where the head
+    listens, best address first. index: which of the job's nodes this host is; None: Slurm says. folder: the
+    working directory on every host.
+    """
+
+    launch: str
+    token: str
+    addresses: tuple[str, ...]
+    port: int
+    index: int | None
+    folder: str
+    job: Job
+
+    def to_json(self) -> str:
+        """The document, in ASCII."""
+        return json.dumps(asdict(self), default=str)
+
+    @staticmethod
+    def from_json(text: str) -> Spec:
+        """Raises `ValueError`, `KeyError` or `TypeError` for anything else than `to_json` has made."""
+        fields: dict[str, Any] = json.loads(text)
+        job = fields.pop("job")
+        job["nodes"] = tuple(
+            Node(node["host"], node["num_slots"], tuple(node["devices"])) for node in job["nodes"]
+        )
+        job["environment"] = tuple((name, value) for name, value in job["environment"])
+        job["arguments"] = tuple(job["arguments"])
+        job["script"] = Path(job["script"])
+        job["logs"] = None if job["logs"] is None else Path(job["logs"])
+        fields["addresses"] = tuple(fields["addresses"])
+        return Spec(**fields, job=Job(**job))

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Fine-tunes ChatGLM-6B on several nodes with 8 A100-80GB each, 2 unless --nodes says otherwise:
+#
+#   sbatch slurm/train_multinode.sh
+#   MODEL=/models/chatglm-6b TRAIN_FILE="my pairs.jsonl" sbatch --nodes=4 slurm/train_multinode.sh --seed 7
+#
+# Submit it from the top of the repository, on a file system that all nodes share. srun reaches the nodes; no
+# ssh between them is needed. Further flags of medsft/train.py may follow; the last one counts.
+# From the environment: MODEL, TRAIN_FILE, OUTPUT_DIR, DS_CONFIG, NUM_GPUS, PYTHON, and MEDSFT_LAUNCH_FLAGS for
+# more flags of `python -m launcher run`, such as "--max-requeues 5".
+#
+# Ten minutes before the time limit, and when the job is preempted, the run saves a checkpoint, ends with exit
+# code 75 and puts the job back into the queue, up to 20 times; the requeued job goes on in the same folder.
+# After scancel it does not. A new job goes on when it is given the folder:
+#
+#   OUTPUT_DIR=runs/medsft-1234 sbatch slurm/train_multinode.sh
+#
+# Checkpoints of ChatGLM-6B are 74 GB each; three of them must fit on the disk, and one in the memory of all
+# nodes together.
+# `touch runs/medsft-1234/STOP` ends the run early, with a checkpoint; scancel leaves it no time for one.
+
+#SBATCH --job-name=medsft
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=0
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+read -ra launch_flags <<<"${MEDSFT_LAUNCH_FLAGS:-}"
+
+# exec: signals for the job reach the launcher, which passes them on to every rank.
+exec "${PYTHON:-.venv/bin/python}" -m launcher run --num-gpus "${NUM_GPUS:-8}" \
+  --max-requeues 20 --max-restarts 3 "${launch_flags[@]}" medsft/train.py \
+  --deepspeed "${DS_CONFIG:-ds_configs/zero3.json}" \
+  --model_name_or_path "${MODEL:-models/chatglm-6b}" \
+  --train_file "${TRAIN_FILE:-data/train.jsonl}" \
+  --output_dir "${OUTPUT_DIR:-runs/${SLURM_JOB_NAME:-medsft}-${SLURM_JOB_ID:-local}}" \
+  --per_device_train_batch_size 2 \
+  --max_source_length 256 \
+  --max_target_length 256 \
+  --learning_rate 5e-5 \
+  --lr_scheduler_type linear \
+  --warmup_ratio 0.1 \
+  --num_train_epochs 3 \
+  --logging_steps 10 \
+  "$@"
