@@ -95,8 +95,8 @@ def read_task(environment: Mapping[str, str]) -> TaskPlace:
     per_node = tasks_per_node(notation, tasks_name)
     if sum(per_node) != num_tasks:
         raise LauncherError(
-            f"{tasks_name}={notation!r} makes {sum(per_node)} tasks, but {size_name}={size}. They must agree; "
-            "start the step with srun and leave both as they are."
+            f"{tasks_name}={notation!r} makes {sum(per_node)} tasks, but {size_name}={size}. They must "
+            "agree; start the step with srun and leave both as they are."
         )
     if task_index >= num_tasks:
         raise LauncherError(f"SLURM_PROCID={task_index} must be below the number of tasks, {num_tasks}.")
@@ -114,7 +114,7 @@ def read_task(environment: Mapping[str, str]) -> TaskPlace:
 
 
 def tasks_per_node(notation: str, name: str = "SLURM_TASKS_PER_NODE") -> tuple[int, ...]:
-    """"2(x3),1" -> (2, 2, 2, 1). Raises `LauncherError`, with `name` in it, for what is no such list."""
+    """ "2(x3),1" -> (2, 2, 2, 1). Raises `LauncherError`, with `name` in it, for what is no such list."""
     counts: list[int] = []
     for part in notation.split(","):
         match = _TASKS.fullmatch(part)
@@ -160,8 +160,8 @@ def task_environment(
         )
     if place.task_index != place.node_index * place.tasks_on_node + place.local_index:
         raise LauncherError(
-            f"SLURM_PROCID={place.task_index} is task {place.local_index} of node {place.node_index}, so ranks "
-            "do not follow each other on a node, as they must. Give srun --distribution=block."
+            f"SLURM_PROCID={place.task_index} is task {place.local_index} of node {place.node_index}, so "
+            "ranks do not follow each other on a node, as they must. Give srun --distribution=block."
         )
     return {
         "RANK": str(place.task_index),

@@ -8,22 +8,34 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from launcher import delivery, spec
+from launcher import allocation, delivery, spec
 from launcher.control import agent
 from launcher.errors import LauncherError
+from launcher.exit_codes import USER_ERROR
+from launcher.job import existing_script
 
 # What mpirun tells its own processes: ranks below an agent are none, and must not take themselves for such.
 _OF_MPIRUN = ("OMPI_", "PMIX_", "PRTE_", "PMI_")
 
 
 def node(options: argparse.Namespace, environment: MutableMapping[str, str]) -> int:
-    """Lives as long as this host's ranks. Raises `LauncherError` when it was not told what to do."""
+    """Lives as long as this host's ranks, or becomes the one rank that it is.
+
+    Raises `LauncherError` when it was not told what to do, or when what it was told does not fit together.
+    """
+    if options.script:
+        become_rank(options, environment)
     if spec.VARIABLE in environment:
         mine = spec.Spec.from_json(environment.pop(spec.VARIABLE))
-        index = _slurm_index(environment)
-    else:
+        index = allocation.read_task(environment).node_index
+    elif options.job is not None:
         mine = delivery.take(options.job)
         index = mine.index
+    else:
+        raise LauncherError(
+            "name the script: srun --ntasks-per-node=8 python -m launcher node medsft/train.py [its flags]. "
+            "To start a job from one place, write `python -m launcher run`."
+        )
     for name in [name for name in environment if name.startswith(_OF_MPIRUN)]:
         del environment[name]
     # The environment's own programs (ninja, for DeepSpeed's operations) before the host's.
@@ -32,11 +44,15 @@ def node(options: argparse.Namespace, environment: MutableMapping[str, str]) -> 
     return agent.run(mine, index)
 
 
-def _slurm_index(environment: MutableMapping[str, str]) -> int:
+def become_rank(options: argparse.Namespace, environment: MutableMapping[str, str]) -> None:
+    """Turns this task of srun into the rank that it stands for; does not return."""
+    name, *arguments = options.script
     try:
-        return int(environment["SLURM_NODEID"])
-    except (KeyError, ValueError) as error:
-        raise LauncherError(
-            f"SLURM_NODEID={environment.get('SLURM_NODEID')!r}: this agent was told of its job by its "
-            "environment, but srun has not started it."
-        ) from error
+        script = existing_script(name)
+        hosts = allocation.step_hosts(environment)
+        environment.update(allocation.task_environment(environment, hosts, options.world_size))
+    except LauncherError:
+        if environment.get("SLURM_PROCID", "0") != "0":
+            sys.exit(USER_ERROR)  # task 0 finds the same and says it
+        raise
+    os.execv(sys.executable, [sys.executable, "-u", str(script), *arguments])

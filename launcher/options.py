@@ -44,8 +44,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     _add_start(run)
     _add_end(run)
     _add_script(run)
-    node = actions.add_parser("node", help="start this host's ranks (used by `run`)", allow_abbrev=False)
+    node = actions.add_parser(
+        "node",
+        help="under srun with a task for each rank: run SCRIPT as that rank (`run` uses it for its agents)",
+        allow_abbrev=False,
+    )
     node.add_argument("--job", metavar="ID", help="the launch that this host is part of (set by `run`)")
+    node.add_argument(
+        "--world-size", "--world_size", type=int, metavar="N", help="refuse any other number of tasks"
+    )
+    _add_script(node, nargs=argparse.REMAINDER)
     receive = actions.add_parser("receive", help="take a host's part of a job (used by `run`)")
     receive.add_argument("--job", metavar="ID", required=True)
     return parser.parse_args(arguments)
@@ -150,6 +158,14 @@ def _add_end(parser: argparse.ArgumentParser) -> None:
         "1)",
     )
     parser.add_argument(
+        "--max-requeues",
+        type=int,
+        default=0,
+        metavar="N",
+        help="inside a Slurm batch job: put the job back into the queue when its run has checkpointed, "
+        "because the time limit is near or the job is preempted, N times at most (default: 0, never)",
+    )
+    parser.add_argument(
         "--allow-shrink",
         action="store_true",
         help="start again without hosts that cannot be reached any more; the step plan keeps the same "
@@ -157,10 +173,10 @@ def _add_end(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_script(parser: argparse.ArgumentParser) -> None:
+def _add_script(parser: argparse.ArgumentParser, nargs: str = argparse.PARSER) -> None:
     # One argument of both: argparse drops a "--" that stands between two.
     parser.add_argument(
-        "script", metavar="SCRIPT", nargs=argparse.PARSER, help="Python file to run, then its own arguments"
+        "script", metavar="SCRIPT", nargs=nargs, help="Python file to run, then its own arguments"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher import slots
+from launcher.allocation import read_allocation
 from launcher.errors import LauncherError
 from launcher.hostfile import read_hostfile
 from launcher.job import Node
@@ -57,8 +58,6 @@ def choose(options: argparse.Namespace, environment: Mapping[str, str]) -> Place
 
 def _allocated(num_gpus: int | None, environment: Mapping[str, str]) -> tuple[Node, ...]:
     """The nodes of this Slurm job, with as many slots as asked for or as it was given GPUs."""
-    from launcher.allocation import read_allocation
-
     allocation = read_allocation(environment)
     num_slots = num_gpus if num_gpus is not None else allocation.gpus_per_node
     if num_slots is None:

@@ -2,13 +2,14 @@
 
 Measured with Slurm 22.05, for a batch script that execs into the launcher:
 
-- `scancel`: SIGCONT and SIGTERM reach the script and the steps, SIGKILL follows KillWait later (default 30 s).
+- `scancel`: SIGCONT and SIGTERM reach the script, and the steps; SIGKILL follows after KillWait (30 s).
   JobState is COMPLETING before the first signal arrives, and CANCELLED in the end, whatever the exit code.
 - Preemption by requeueing, with a GraceTime: at its start the steps get SIGCONT and SIGTERM and the script
   nothing; JobState stays RUNNING, PreemptTime is set. A job that ends with 75 within the grace is FAILED, so
   it has to be requeued before. At the end of the grace SIGTERM goes to all, and Slurm has requeued the job
   already: JobState=COMPLETING, Restarts one more than SLURM_RESTART_COUNT.
-- `--signal=B:USR1@600`: SIGUSR1 reaches the script alone, JobState stays RUNNING.
+- `--signal=B:USR1@600`: SIGUSR1 reaches the script, by sbatch's manual up to a minute early; JobState stays
+  RUNNING. At the time limit itself: SIGTERM, JobState=COMPLETING, Reason=TimeLimit.
 - `scontrol requeue` from within: accepted at once, SIGTERM follows within milliseconds, and the exit code
   counts for nothing any more. The job keeps its number, waits two minutes (Reason=BeginTime) and starts with
   SLURM_RESTART_COUNT one higher (unset in the first run). With --no-requeue it is refused.
@@ -112,8 +113,8 @@ def _field(fields: str, name: str, pattern: str) -> str:
     match = re.search(rf"(?:^|\s){name}=({pattern})(?=\s|$)", fields)
     if match is None:
         raise LauncherError(
-            f"`scontrol show job -o` prints no {name}=, so nobody can tell whether the job is to be requeued. "
-            f"It prints: {fields.strip()[:500]!r}"
+            f"`scontrol show job -o` prints no {name}=, so nobody can tell whether the job is to be "
+            f"requeued. It prints: {fields.strip()[:500]!r}"
         )
     return match.group(1)
 
@@ -129,6 +130,12 @@ def requeue(job_id: str) -> None:
     Raises `LauncherError` when Slurm refuses or gives no answer.
     """
     _scontrol("requeue", job_id)
+
+
+def check(max_requeues: int) -> None:
+    """Raises `LauncherError` for a number of requeues that makes no sense."""
+    if max_requeues < 0:
+        raise LauncherError(f"--max-requeues {max_requeues} must be 0 or more; 0 requeues nothing.")
 
 
 def after_run(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from signal import Signals
 
-from launcher import place, ports, restart, run_folder, supervise
+from launcher import place, ports, requeue, restart, run_folder, supervise
 from launcher.environment import travelling
 from launcher.errors import LauncherError
 from launcher.exit_codes import CRASHED, FINISHED
@@ -27,6 +27,7 @@ def run(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -
     if sys.platform != "linux":
         raise LauncherError(f"the launcher watches its ranks with means of Linux; this is {sys.platform}.")
     policy = restart.policy(options.max_restarts, options.restart_delay)
+    requeue.check(options.max_requeues)
     where = place.choose(options, environment)
     folder = run_folder.find(options.script[1:])
     job = make_job(options, where, folder, environment)
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -
     end = restart.run(start, policy, folder, say)
     if end.message is not None:
         say(end.message)
+    requeue.after_run(end.exit_code, end.asked_by, environment, options.max_requeues, say)
     return end.exit_code
 
 

@@ -16,14 +16,17 @@ def usual_value(values: Sequence[Any]) -> tuple[Any, int]:
 
 
 def others(count: int) -> str:
+    """ "3 other hosts"; a verb in the same number is `have`."""
     return f"{count} other host{'' if count == 1 else 's'}"
 
 
 def have(count: int) -> str:
+    """The verb to `others`."""
     return "has" if count == 1 else "have"
 
 
 def pythons(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Red for another minor version, yellow for another patch release."""
     versions = [answer.probe["python"]["version"] for answer in answers]
     usual, count = usual_value(versions)
     for answer, version in zip(answers, versions, strict=True):
@@ -49,8 +52,14 @@ def pythons(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 
 def packages(answers: Sequence[Answer]) -> Iterator[Finding]:
-    names = list(dict.fromkeys(name for answer in answers for name in answer.probe["packages"]))
-    usual = {name: usual_value([answer.probe["packages"].get(name) for answer in answers]) for name in names}
+    """Red for a missing package and for another version."""
+    known = [answer.probe["packages"] for answer in answers if "error" not in answer.probe["packages"]]
+    names = list(dict.fromkeys(name for versions in known for name in versions))
+    usual = {
+        # Missing on most hosts is still missing.
+        name: usual_value([version for versions in known if (version := versions[name])] or [None])
+        for name in names
+    }
     for answer in answers:
         if failed := failed_part(answer, "packages"):
             yield failed
@@ -67,7 +76,7 @@ def packages(answers: Sequence[Answer]) -> Iterator[Finding]:
             wanted = [
                 f"{name}=={usual[name][0]}" if usual[name][0] else name
                 for name in names
-                if own.get(name) is None or own[name] != (usual[name][0] or own[name])
+                if own[name] is None or own[name] != usual[name][0]
             ]
             yield Finding(
                 answer.node.host,
@@ -82,6 +91,7 @@ def packages(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 
 def commits(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Red for other code, be it uncommitted; yellow for another commit with the same code."""
     known = [answer for answer in answers if "error" not in answer.probe["commit"]]
     if known:
         code, num_code = usual_value([answer.probe["commit"]["code"] for answer in known])
@@ -124,6 +134,7 @@ def _named(own: Mapping[str, Any]) -> str:
 
 
 def data(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Red for a file that cannot be read, or has another fingerprint."""
     paths = list(dict.fromkeys(path for answer in answers for path in answer.probe["data"]))
     if not paths:
         return
@@ -161,6 +172,7 @@ def data(answers: Sequence[Answer]) -> Iterator[Finding]:
 
 
 def drivers(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Yellow for another driver; no finding where there is none."""
     drivers = [
         ", ".join(sorted({gpu["driver"] for gpu in answer.probe["gpus"].get("gpus", [])}))
         for answer in answers

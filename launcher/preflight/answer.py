@@ -66,4 +66,5 @@ def failed_part(answer: Answer, check: str, part: str | None = None) -> Finding 
 
 
 def gib(num_bytes: int) -> str:
+    """ "1.5 GiB"."""
     return f"{num_bytes / _GIB:.1f} GiB"

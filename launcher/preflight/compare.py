@@ -23,7 +23,7 @@ def compare(answers: Sequence[Answer], needs: Needs, limits: Limits, skip: froze
         "data": lambda: alike.data(answers),
         "gpus": lambda: enough.gpus(answers, needs),
         "driver": lambda: alike.drivers(answers),
-        "cores": lambda: enough.cores(answers, needs),
+        "cores": lambda: enough.cores(answers),
         "memory": lambda: enough.memories(answers, needs),
         "disk": lambda: shared.disks(answers, needs, limits),
         "output": lambda: shared.outputs(answers),

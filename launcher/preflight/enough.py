@@ -26,6 +26,7 @@ def visible_gpus(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def gpus(answers: Sequence[Answer], needs: Needs) -> Iterator[Finding]:
+    """Red for fewer GPUs than slots and for too small ones, unless the run is one on CPUs."""
     any_gpu = any(answer.probe["gpus"].get("gpus") for answer in answers)
     wanted = needs.use_gpus if needs.use_gpus is not None else any_gpu
     if not wanted:
@@ -78,7 +79,8 @@ def gpus(answers: Sequence[Answer], needs: Needs) -> Iterator[Finding]:
             yield Finding(host, "gpus", GREEN, shown)
 
 
-def cores(answers: Sequence[Answer], needs: Needs) -> Iterator[Finding]:
+def cores(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Yellow for fewer cores than slots."""
     for answer in answers:
         if failed := failed_part(answer, "cores"):
             yield failed
@@ -97,6 +99,7 @@ def cores(answers: Sequence[Answer], needs: Needs) -> Iterator[Finding]:
 
 
 def memories(answers: Sequence[Answer], needs: Needs) -> Iterator[Finding]:
+    """Red for less than the run needs; what is available counts."""
     for answer in answers:
         if failed := failed_part(answer, "memory"):
             yield failed
@@ -125,6 +128,7 @@ def memories(answers: Sequence[Answer], needs: Needs) -> Iterator[Finding]:
 
 
 def open_files(answers: Sequence[Answer], limits: Limits) -> Iterator[Finding]:
+    """Red where the ranks' connections cannot all be opened; yellow where it is close."""
     world_size = sum(answer.node.num_slots for answer in answers)
     need = limits.spare_open_files + 2 * world_size
     for answer in answers:
@@ -155,6 +159,7 @@ def open_files(answers: Sequence[Answer], limits: Limits) -> Iterator[Finding]:
 
 
 def ports(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Yellow for a taken port: another one is chosen."""
     for answer in answers:
         own = answer.probe["port"]
         if not own:

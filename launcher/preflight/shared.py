@@ -9,6 +9,7 @@ from launcher.preflight.findings import GREEN, RED, YELLOW, Finding
 
 
 def disks(answers: Sequence[Answer], needs: Needs, limits: Limits) -> Iterator[Finding]:
+    """Red for too little room for the output; yellow for a small /tmp or /dev/shm."""
     for answer in answers:
         if failed := failed_part(answer, "disk"):
             yield failed
@@ -43,6 +44,7 @@ def disks(answers: Sequence[Answer], needs: Needs, limits: Limits) -> Iterator[F
 
 
 def outputs(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Red where the output folder is not the first host's, or cannot be written to."""
     for answer in answers:
         own = answer.probe["output"]
         if not own:
@@ -89,6 +91,7 @@ def skew_s(answer: Answer) -> float:
 
 
 def clocks(answers: Sequence[Answer], limits: Limits) -> Iterator[Finding]:
+    """Yellow for a clock that is off."""
     for answer in answers:
         ahead_s = skew_s(answer)
         side = "ahead of" if ahead_s > 0 else "behind"

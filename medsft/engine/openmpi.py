@@ -6,19 +6,24 @@ mpirun hands on. One that ends with MPI still open counts as a crash for mpirun,
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import psutil
 
 from medsft.errors import UserError
 
+# Bridges of containers and virtual machines often have the same address on every host; Open MPI would take
+# its neighbour for itself and wait for ever. Names as Docker, libvirt, Podman and Kubernetes give them.
+_BRIDGES = ("docker", "br-", "virbr", "podman", "cni", "flannel", "cali", "veth")
 _TOKEN_BYTES = 16
+_EXCLUDE = "OMPI_MCA_btl_tcp_if_exclude"
 _REACH_S = 3.0
 _TOO_LONG_S = 60.0
 _WAITING = (
@@ -52,7 +57,8 @@ def find_master(environment: Mapping[str, str], warn: Callable[[str], None]) -> 
     waiting.daemon = True
     waiting.start()
     try:
-        mpi.Init()
+        with _without_bridges(environment):
+            mpi.Init()
         try:
             if mpi.COMM_WORLD.Get_size() != size:
                 raise UserError(
@@ -83,6 +89,21 @@ def _load_mpi() -> Any:
             "run`."
         ) from error
     return MPI
+
+
+@contextmanager
+def _without_bridges(environment: Mapping[str, str]) -> Iterator[None]:
+    """Has Open MPI leave out bridges, unless somebody has told it which interfaces to take."""
+    bridges = [name for name in psutil.net_if_addrs() if name.startswith(_BRIDGES)]
+    told = any(name.startswith("OMPI_MCA_btl_tcp_if_") for name in environment)
+    if told or not bridges:
+        yield
+        return
+    os.environ[_EXCLUDE] = ",".join(["lo", *bridges])
+    try:
+        yield
+    finally:
+        del os.environ[_EXCLUDE]
 
 
 def _library(mpi: Any) -> str:

@@ -334,8 +334,11 @@ class Cluster:
         )
 
         def is_there() -> bool:
-            process = processes.find(child.pid)
-            return process is None or not process.command.startswith(("nsenter --target", "env -C"))
+            if (process := processes.find(child.pid)) is None:
+                return True
+            # Between one program and the next there is no command line.
+            line = process.command
+            return bool(line) and not line.startswith(("nsenter --target", "env -C"))
 
         _wait(is_there, 10, f"{command[0]} starts on {host}")
         return child
@@ -484,9 +487,12 @@ class Cluster:
         for undo in reversed(list(self._undo.values())):
             undo()
         if jobs := self.run_on(CONTROL, ["squeue", "-h", "-o", "%A"]).stdout.split():
-            # Those that wait first, or they start; then the others, without the seconds after SIGTERM.
-            for how in (["--state=PENDING"], ["--full", "--signal=KILL"], []):
-                self.run_on(CONTROL, ["scancel", *how, *jobs])
+            self.run_on(CONTROL, ["scancel", *jobs])
+            # Without the seconds after SIGTERM.
+            for name in self.names:
+                for process in self.processes_on(name):
+                    if process.has_variable("SLURM_JOB_ID") and "slurmstepd" not in process.command:
+                        process.send(signal.SIGKILL)
         if not self._is_idle():
             for name in self.names:
                 # Fails where a host is neither down nor drained, which is as good.

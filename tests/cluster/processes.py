@@ -32,6 +32,13 @@ class Process:
             return ""
         return line.replace(b"\0", b" ").decode(errors="replace").strip()
 
+    def has_variable(self, name: str) -> bool:
+        """Whether it was started with this environment variable."""
+        try:
+            return f"\0{name}=".encode() in b"\0" + Path(f"/proc/{self.pid}/environ").read_bytes()
+        except OSError:
+            return False
+
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, unless the process has ended."""
         if self.is_alive:

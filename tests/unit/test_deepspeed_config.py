@@ -59,7 +59,11 @@ def test_shipped_jsons_are_what_their_names_say():
         "zero3_offload_optimizer",
         "zero3_offload_all",
         "zero3_nvme",
+        "zero3_hpz",
     } == set(of)
+    hpz, plain = of["zero3_hpz"], of["zero3"]
+    assert hpz["zero_optimization"].pop("zero_hpz_partition_size") == 8
+    assert hpz == plain
 
 
 def test_each_json_has_a_line_in_the_readme():

@@ -202,7 +202,10 @@ def test_ports_stay_in_their_range_and_differ_between_steps():
     [
         ({"SLURM_PROCID": None}, "srun has not started it"),
         ({"SLURM_STEP_NUM_TASKS": "8"}, "makes 16 tasks, but SLURM_STEP_NUM_TASKS=8"),
-        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, "SLURM_PROCID=11 must be below"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"},
+            "SLURM_PROCID=11 must be below",
+        ),
         ({"SLURM_NODEID": "2"}, "SLURM_NODEID=2 must be below"),
         ({"SLURM_LOCALID": "8"}, "SLURM_LOCALID=8 must be below"),
         ({"SLURM_STEP_TASKS_PER_NODE": "7,9"}, "different numbers of tasks"),

@@ -1,0 +1,147 @@
+"""The collective test: real ranks over gloo, and the judgement of what they measured."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import LauncherError
+from launcher.job import Node
+from launcher.preflight.collective import SlowLimits, describe, judge
+from launcher.preflight.run import Settings, check
+from launcher.shell import here
+from medsft.allreduce import bandwidth
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOSTS = ["node1", "node2", "node3", "node4"]
+
+
+def result(slow_link=None, slow_compute=None, correct=True):
+    """Four hosts; all links of `slow_link` take 80 ms, others 4."""
+
+    def link(one, other):
+        return 0.08 if slow_link in (one, other) else 0.004
+
+    hosts = []
+    for rank in range(4):
+        peers = [peer for peer in range(4) if peer != rank and (peer < 2 or rank < 2)]
+        links = {str(peer): link(rank, peer) for peer in peers}
+        compute_s = 0.05 if rank == slow_compute else 0.002
+        hosts.append(
+            {"node_rank": rank, "hostname": "x", "ranks": [rank], "compute_s": compute_s, "links_s": links}
+        )
+    return {
+        "format": 1,
+        "backend": "gloo",
+        "world_size": 4,
+        "correct": correct,
+        "sizes": [bandwidth(2**20, 0.001, 4), bandwidth(2**23, 0.01, 4)],
+        "hosts": hosts,
+    }
+
+
+def test_bandwidths_are_those_of_nccl_tests():
+    measured = bandwidth(10**9, 0.5, 4)
+    assert measured["algbw_gb_s"] == pytest.approx(2.0)
+    assert measured["busbw_gb_s"] == pytest.approx(3.0)
+    assert bandwidth(10**9, 0.5, 1)["busbw_gb_s"] == 0
+
+
+@pytest.mark.parametrize("slow", range(4))
+def test_a_slow_link_is_its_hosts_alone_be_it_a_hubs(slow):
+    found = judge(result(slow_link=slow), HOSTS, SlowLimits())
+    assert [each.host for each in found if each.level == "yellow"] == [HOSTS[slow]]
+    assert "its link takes 80.0 ms, others 4.0 ms" in found[slow].found
+    assert found[slow].remedy
+
+
+def test_a_slow_computer_is_named():
+    found = judge(result(slow_compute=2), HOSTS, SlowLimits())
+    assert [each.host for each in found if each.level == "yellow"] == ["node3"]
+    assert "computes in 50.0 ms, others in 2.0 ms" in found[2].found
+
+
+def test_healthy_hosts_are_green_and_a_wrong_sum_is_red():
+    assert {each.level for each in judge(result(), HOSTS, SlowLimits())} == {"green"}
+    assert {each.level for each in judge(result(correct=False), HOSTS, SlowLimits())} == {"red"}
+    assert describe(result()) == ("all-reduce of 8 MiB over 4 ranks (gloo): 10.0 ms, bus bandwidth 1.26 GB/s")
+
+
+@pytest.mark.parametrize("damaged", [{}, {**result(), "hosts": []}, {**result(), "hosts": [3]}])
+def test_a_result_of_something_else_is_refused(damaged):
+    with pytest.raises(ValueError, match="collective test's result"):
+        judge(damaged, HOSTS, SlowLimits())
+
+
+def test_check_calls_it_when_nothing_is_red():
+    nodes = [Node(host, 1) for host in HOSTS]
+    wanted = Settings(python=sys.executable, repository=str(REPOSITORY), packages=("numpy",))
+    report = check(nodes, here, wanted, print, collective=lambda: result(slow_link=2))
+    assert report.ok
+    assert report.json().count('"busbw_gb_s"') == 2
+    assert "! node3 collective: slow: its link" in report.table()
+    assert "bus bandwidth 1.26 GB/s" in report.table()
+
+    def fails():
+        raise LauncherError("rank 3 did not come within 60 s.")
+
+    report = check(nodes, here, wanted, print, collective=fails)
+    assert report.bad_hosts == tuple(HOSTS)
+    assert "✗ node[1-4] collective: rank 3 did not come within 60 s. See" in report.table()
+
+    wanted = Settings(python="/no/python", repository=str(REPOSITORY))
+    report = check(nodes, here, wanted, print, collective=fails)
+    assert "collective test was left out" in report.table()
+
+
+def ranks(output, number, timeout_s, start=None):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [
+        sys.executable,
+        str(REPOSITORY / "medsft/allreduce.py"),
+        "--output",
+        output,
+        "--timeout",
+        str(timeout_s),
+    ]
+    # Two ranks cannot share the one GPU that some machines have.
+    common = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    common |= {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            words,
+            env=os.environ
+            | common
+            | {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": "0", "NODE_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(number if start is None else start)
+    ]
+    return [(process.communicate()[1], process.returncode) for process in processes]
+
+
+def test_real_ranks_measure_and_rank_0_writes(tmp_path):
+    output = tmp_path / "测 量.json"
+    assert [code for _, code in ranks(output, 2, 60)] == [0, 0]
+    measured = json.loads(output.read_text(encoding="utf-8"))
+    assert (measured["backend"], measured["world_size"], measured["correct"]) == ("gloo", 2, True)
+    assert [host["ranks"] for host in measured["hosts"]] == [[0], [1]]
+    assert all(size["busbw_gb_s"] > 0 for size in measured["sizes"])
+    found = judge(measured, ["node1", "node2"], SlowLimits(least_compute_s=60.0))
+    assert [each.level for each in found] == ["green", "green"]
+    assert "link" in found[1].found
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_a_rank_that_does_not_come_is_waited_for_no_longer_than_told(tmp_path):
+    [(said, code)] = ranks(tmp_path / "x.json", 2, 1, start=1)
+    assert code == 1
+    assert "collective test, rank 0 on" in said
+    assert not list(tmp_path.iterdir())
