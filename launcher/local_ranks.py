@@ -36,18 +36,20 @@ def of_host(num_ranks: int, environment: Mapping[str, str]) -> tuple[tuple[str, 
 
 @contextmanager
 def started(
-    commands: Sequence[Command], logs: Path | None, signals: Set[Signals]
+    commands: Sequence[Command], logs: Path | None, signals: Set[Signals], has_terminal: bool
 ) -> Iterator[list[RankProcess]]:
     """Starts one rank for each command; when the block is left, in whatever way, none is running any more.
 
-    What they print goes to `logs`/rank-00000.log and on; with None it is not kept. Raises `OSError` when one
-    cannot be started; those started before are killed.
+    What they print goes to `logs`/rank-00000.log, if given, and on, line by line. Without `logs` ranks that
+    could have a terminal of their own have it. Raises `OSError` when one cannot be started; those started
+    before are killed.
     """
     with ExitStack() as afterwards, Keeper() as keeper, ExitStack() as at_end:
         folder = Path(afterwards.enter_context(tempfile.TemporaryDirectory(prefix="medsft-")))
         screens: tuple[Screen, Screen] | None = None
         if logs is not None:
             logs.mkdir(parents=True, exist_ok=True)
+        if logs is not None or not has_terminal:
             screens = Screen(_STDOUT), Screen(_STDERR)
             for screen in screens:
                 afterwards.callback(screen.close)
@@ -56,7 +58,7 @@ def started(
             rank = int(dict(command.environment)["RANK"])
             output = None
             if screens is not None:
-                output = RankOutput(logs / log_name(rank), screens)
+                output = RankOutput(None if logs is None else logs / log_name(rank), screens)
                 afterwards.callback(output.close)
                 afterwards.callback(output.drain, limit_s=1.0)
             beat = Heartbeat(folder / f"rank-{rank}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 # Lines that may wait for the terminal before further ones are left out.
 _MOST_WAITING = 10_000
@@ -75,17 +76,18 @@ class Screen:
 class RankOutput:
     """Both output streams of one rank, from its start to its end."""
 
-    def __init__(self, log: Path, screens: tuple[Screen, Screen]):
-        """`screens` take what comes on standard output and standard error."""
+    def __init__(self, log: Path | None, screens: tuple[Screen, Screen]):
+        """`screens` take what comes on standard output and standard error; with no `log` only they do."""
         self._path = log
         self._screens = screens
         self._kept: deque[str] = deque(maxlen=_NUM_KEPT)
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._can_write = True
-        self._file = log.open("ab", buffering=0)
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
-        self._log(f"--- started {now} on {os.uname().nodename}\n".encode())
+        self._file: BinaryIO | None = None
+        if log is not None:
+            self._file = log.open("ab", buffering=0)
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            self._log(f"--- started {now} on {os.uname().nodename}\n".encode())
 
     def attach(self, out: int, err: int) -> None:
         """Reads the two pipes, in threads, until the rank and its children have closed them."""
@@ -109,8 +111,9 @@ class RankOutput:
     def close(self) -> None:
         """No more goes into the log."""
         with self._lock:
-            self._can_write = False
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
     def _pump(self, descriptor: int, screen: Screen) -> None:
         rest = b""
@@ -132,11 +135,12 @@ class RankOutput:
         screen.write(lines)
 
     def _log(self, lines: bytes) -> None:
-        if not self._can_write:
+        if self._file is None:
             return
         try:
             self._file.write(lines)
         except OSError as error:
             # A full disk is no reason to end a training.
-            self._can_write = False
+            self._file.close()
+            self._file = None
             self._screens[1].write(f"launcher: {self._path} ends here: {error}\n".encode())

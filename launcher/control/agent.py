@@ -126,7 +126,7 @@ class _Agent:
         commands = rank_commands(self._spec.job, self._index, message["address"], message["port"])
         try:
             ranks = self._stack.enter_context(
-                local_ranks.started(commands, self._spec.job.logs, self._signals)
+                local_ranks.started(commands, self._spec.job.logs, self._signals, has_terminal=False)
             )
         except OSError as error:
             self._channel.send({"says": "failed", "why": f"the ranks could not be started: {error}"})

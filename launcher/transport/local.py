@@ -46,7 +46,7 @@ class LocalTransport:
     ) -> Iterator[Sequence[Rank]]:
         """The job's ranks, running."""
         commands = self.commands(job)
-        with local_ranks.started(commands, job.logs, signals) as ranks:
+        with local_ranks.started(commands, job.logs, signals, has_terminal=True) as ranks:
             yield ranks
 
 
