@@ -28,6 +28,10 @@ def _act(chosen: argparse.Namespace) -> int:
         from launcher.run import run
 
         return run(chosen, os.environ, _say)
+    if chosen.action == "check":
+        from launcher.check import check
+
+        return check(chosen, os.environ, _say)
     if chosen.action == "node":
         from launcher.node import node
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from launcher import preflight
 from launcher.errors import LauncherError
 
 TRANSPORT_NAMES = ("local", "pdsh", "openmpi", "slurm")
@@ -42,8 +43,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     _add_place(run)
     _add_start(run)
+    run.add_argument("--dry-run", action="store_true", help="show the commands and their environment only")
     _add_end(run)
+    preflight.add_arguments(run)
     _add_script(run)
+    check = actions.add_parser(
+        "check",
+        help="look at every host before anything is started there",
+        description="Looks at every host: can it be reached, and is it fit for the run? SCRIPT and its "
+        "arguments, where given, name the data and the output folder.",
+        allow_abbrev=False,
+    )
+    _add_place(check)
+    _add_start(check)
+    preflight.add_arguments(check)
+    check.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    _add_script(check, nargs=argparse.REMAINDER)
     node = actions.add_parser(
         "node",
         help="under srun with a task for each rank: run SCRIPT as that rank (`run` uses it for its agents)",
@@ -114,7 +129,6 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="a host that has not answered by then is lost (default: 120)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the commands and their environment only")
 
 
 def _add_end(parser: argparse.ArgumentParser) -> None:

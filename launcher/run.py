@@ -10,12 +10,12 @@ from dataclasses import replace
 from signal import Signals
 
 from launcher import place, ports, requeue, restart, run_folder, supervise
-from launcher.environment import travelling
+from launcher.check import before_start
 from launcher.errors import LauncherError
 from launcher.exit_codes import CRASHED, FINISHED
-from launcher.job import Job, existing_script, parse_environment
+from launcher.job import Job
+from launcher.jobs import make_job
 from launcher.place import Place
-from launcher.ports import check_port
 from launcher.run_folder import RunFolder
 from launcher.supervise import Grace, JobEnd
 
@@ -47,41 +47,55 @@ def run(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -
             "--output_dir is not among the script's own arguments, so new checkpoints cannot be seen: "
             "every restart counts as one without."
         )
-    grace = Grace(options.grace, options.stop_grace)
-
-    def start(signals: Set[Signals]) -> JobEnd:
-        with where.transport.started(job, signals, options.start_timeout, say) as ranks:
-            end = supervise.watch(ranks, signals, grace, options.hang_timeout, say)
-        return finished_for_sure(end, folder)
-
-    end = restart.run(start, policy, folder, say)
+    starts = _Starts(options, where, job, folder, environment, say)
+    end = restart.run(starts, policy, folder, say)
     if end.message is not None:
         say(end.message)
     requeue.after_run(end.exit_code, end.asked_by, environment, options.max_requeues, say)
     return end.exit_code
 
 
-def make_job(
-    options: argparse.Namespace, where: Place, folder: RunFolder | None, environment: Mapping[str, str]
-) -> Job:
-    """The job that the flags ask for; `environment` is the one the launcher was started in."""
-    name, *arguments = options.script
-    script = existing_script(name)
-    if options.master_port is not None:
-        check_port(options.master_port)
-    settings = dict(parse_environment(options.env, environment))
-    if where.transport.name != "local":
-        settings = dict(travelling(environment)) | settings
-    return Job(
-        nodes=where.nodes,
-        python=sys.executable,
-        script=script,
-        arguments=tuple(arguments),
-        environment=tuple(settings.items()),
-        master_address=options.master_addr,
-        master_port=options.master_port or 0,
-        logs=None if folder is None else folder.logs.absolute(),
-    )
+class _Starts:
+    """Starts a job again and again, each time on the hosts that are fit for it."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        where: Place,
+        job: Job,
+        folder: RunFolder | None,
+        environment: Mapping[str, str],
+        say: Say,
+    ):
+        self._options = options
+        self._where = where
+        self._job = job
+        self._folder = folder
+        self._environment = environment
+        self._say = say
+        self._num_starts = 0
+
+    def __call__(self, signals: Set[Signals]) -> JobEnd:
+        """One start, to its end. Raises `LauncherError` when the first one finds hosts that are not fit."""
+        job, options = self._job, self._options
+        if len(job.nodes) > 1 or self._where.transport.name != "local":
+            report = before_start(
+                options, replace(self._where, nodes=job.nodes), job, self._environment, self._say
+            )
+            fit = tuple(node for node in job.nodes if node.host not in report.bad_hosts)
+            self._num_starts += 1
+            if not report.ok and self._num_starts == 1:
+                raise LauncherError(f"nothing was started.\n{report.table().rstrip()}")
+            if not report.ok and not (options.allow_shrink and fit):
+                failure = f"{' and '.join(report.bad_hosts)}: not fit for a start"
+                return JobEnd("lost host", CRASHED, f"{failure}.\n{report.table().rstrip()}", failure)
+            if not report.ok:
+                self._say(f"going on without {' and '.join(report.bad_hosts)}:\n{report.table().rstrip()}")
+            job = replace(job, nodes=fit)
+        grace = Grace(options.grace, options.stop_grace)
+        with self._where.transport.started(job, signals, options.start_timeout, self._say) as ranks:
+            end = supervise.watch(ranks, signals, grace, options.hang_timeout, self._say)
+        return finished_for_sure(end, self._folder)
 
 
 def finished_for_sure(end: JobEnd, folder: RunFolder | None) -> JobEnd:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_OUTPUT_FLAGS = ("--output_dir", "--output-dir")
+OUTPUT_FLAGS = ("--output_dir", "--output-dir")
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,15 @@ def find(arguments: Sequence[str]) -> RunFolder | None:
 
     None when there is none among them, as when it stands in a configuration file.
     """
+    path = find_path(arguments, OUTPUT_FLAGS)
+    return None if path is None else RunFolder(Path(path))
+
+
+def find_path(arguments: Sequence[str], flags: Collection[str]) -> str | None:
+    """The value that the last one of `flags` has among a script's own arguments, None without one."""
     value = ""
     for position, argument in enumerate(arguments):
         name, equals, after = argument.partition("=")
-        if name in _OUTPUT_FLAGS:
+        if name in flags:
             value = after if equals else "".join(arguments[position + 1 : position + 2])
-    return RunFolder(Path(value)) if value else None
+    return value or None

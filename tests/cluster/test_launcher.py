@@ -195,7 +195,8 @@ print(f"err {rank}", file=sys.stderr)
             "HF_TOKEN": "hunter2",
             "GIVEN": odd,
             # srun carries the whole environment; by ssh only what is listed, and what --env names.
-            "OTHER": "stays" if transport == "slurm" else None,
+            # mpirun's own host has the launcher's.
+            "OTHER": "stays" if transport == "slurm" or (transport == "openmpi" and rank < 2) else None,
         }
     assert not Path("pwned").exists()
     assert "hunter2" not in out + err
@@ -250,7 +251,7 @@ def test_whatever_is_killed_there_is_no_false_success_and_no_orphan(launch, vict
     how = TRANSPORTS[transport]
     # Ranks deaf to SIGTERM: they have to be killed.
     body = WAIT.replace("signal.signal(number, checkpoint)", "signal.signal(number, signal.SIG_IGN)")
-    run = launch(body, *how.get("flags", ()), begin=how.get("begin", ()))
+    run = launch(body, "--grace", "2", *how.get("flags", ()), begin=how.get("begin", ()))
     run.wait_until_ready()
     if victim == "launcher":
         os.kill(run.process.pid, signal.SIGKILL)
@@ -266,7 +267,7 @@ def test_whatever_is_killed_there_is_no_false_success_and_no_orphan(launch, vict
 
 def test_a_cut_host_is_named_and_its_ranks_end(launch):
     """Row 9: the head and the other hosts give up after the silence, and so does the host that is cut off."""
-    run = launch(WAIT, slots=(1, 1, 1))
+    run = launch(WAIT, "--grace", "1", slots=(1, 1, 1))
     run.wait_until_ready()
     run.cluster.cut("node3")
     code, _, err = run.result()

@@ -14,6 +14,7 @@ COMMANDS = {"train", "cli"}
 PARTS = {"assembly", "saving"}
 RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", *PARTS, *COMMANDS}
 FORBIDDEN = {
+    "allreduce": {"*"},
     "errors": {"*"},
     "exit_codes": {"*"},
     "files": {"*"},

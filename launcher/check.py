@@ -1,0 +1,93 @@
+"""`python -m launcher check`, and the check before a start: are all hosts fit for this job?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher import place, preflight, supervise
+from launcher.errors import LauncherError
+from launcher.exit_codes import FINISHED, USER_ERROR
+from launcher.job import Job
+from launcher.jobs import make_job
+from launcher.place import Place
+from launcher.preflight.table import Report
+from launcher.run_folder import OUTPUT_FLAGS, find_path
+from launcher.signals import held_back
+from launcher.supervise import Grace
+
+Say = Callable[[str], None]
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_COLLECTIVE = Path("medsft") / "allreduce.py"
+# The whole of the test, from the start of its processes, in seconds.
+_COLLECTIVE_S = 120.0
+_DATA_FLAGS = ("--train_file", "--validation_file")
+
+
+def check(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -> int:
+    """Prints the table, or JSON; the exit code is 2 when something is red. Raises `LauncherError`."""
+    where = place.choose(options, environment)
+    job = make_job(options, where, None, environment)
+    report = preflight.check(
+        where.nodes,
+        where.transport.shell,
+        _settings(options, job, environment),
+        say,
+        collective=lambda: run_collective(where, job, options.start_timeout, say),
+    )
+    if options.json:
+        sys.stdout.write(report.json())
+    else:
+        sys.stdout.write(report.table(colour=sys.stdout.isatty() and not environment.get("NO_COLOR")))
+    return FINISHED if report.ok else USER_ERROR
+
+
+def before_start(
+    options: argparse.Namespace, where: Place, job: Job, environment: Mapping[str, str], say: Say
+) -> Report:
+    """The same without the collective test, which the start itself soon makes up for."""
+    return preflight.check(where.nodes, where.transport.shell, _settings(options, job, environment), say)
+
+
+def _settings(options: argparse.Namespace, job: Job, environment: Mapping[str, str]) -> preflight.Settings:
+    ranks = dict(environment) | dict(job.environment)
+    output = find_path(job.arguments, OUTPUT_FLAGS)
+    return preflight.settings(
+        options,
+        python=job.python,
+        repository=str(Path.cwd()),
+        data=[path for flag in _DATA_FLAGS if (path := find_path(job.arguments, (flag,))) is not None],
+        output=output,
+        master_port=job.master_port or None,
+        use_gpus=False if ranks.get("DS_ACCELERATOR") == "cpu" else None,
+    )
+
+
+def run_collective(where: Place, job: Job, start_limit_s: float, say: Say) -> Mapping[str, Any]:
+    """Runs medsft/allreduce.py on every slot; what it measured. Raises `LauncherError` when it fails."""
+    # In a folder that all hosts and this machine see, as far as anybody can know: that of the repository.
+    with tempfile.TemporaryDirectory(prefix=".medsft-check-", dir=Path.cwd()) as folder:
+        result = Path(folder) / "result.json"
+        test = replace(
+            job,
+            script=_REPOSITORY / _COLLECTIVE,
+            arguments=("--output", str(result), "--timeout", f"{_COLLECTIVE_S / 2:.0f}"),
+            logs=Path(folder) / "logs",
+        )
+        with (
+            held_back() as signals,
+            where.transport.started(test, signals, start_limit_s, say) as ranks,
+        ):
+            end = supervise.watch(ranks, signals, Grace(5.0, 5.0), _COLLECTIVE_S, say)
+        if end.kind != "finished":
+            raise LauncherError(
+                end.failure or end.message or f"the collective test ended with {end.exit_code}"
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
