@@ -36,7 +36,7 @@ def _act(chosen: argparse.Namespace) -> int:
         from launcher.node import node
 
         return node(chosen, os.environ)
-    from launcher.delivery import receive
+    from launcher.control.delivery import receive
 
     return receive(chosen.job)
 

@@ -11,16 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher import place, preflight, supervise
+from launcher import preflight
 from launcher.errors import LauncherError
 from launcher.exit_codes import FINISHED, USER_ERROR
+from launcher.hosts import place
+from launcher.hosts.place import Place
 from launcher.job import Job
-from launcher.jobs import make_job
-from launcher.place import Place
+from launcher.make_job import make_job
 from launcher.preflight.table import Report
 from launcher.run_folder import OUTPUT_FLAGS, find_path
-from launcher.signals import held_back
-from launcher.supervise import Grace
+from launcher.supervision.signals import held_back
+from launcher.supervision.watch import Grace, watch
 
 Say = Callable[[str], None]
 
@@ -85,7 +86,7 @@ def run_collective(where: Place, job: Job, start_limit_s: float, say: Say) -> Ma
             held_back() as signals,
             where.transport.started(test, signals, start_limit_s, say) as ranks,
         ):
-            end = supervise.watch(ranks, signals, Grace(5.0, 5.0), _COLLECTIVE_S, say)
+            end = watch(ranks, signals, Grace(5.0, 5.0), _COLLECTIVE_S, say)
         if end.kind != "finished":
             raise LauncherError(
                 end.failure or end.message or f"the collective test ended with {end.exit_code}"

@@ -4,6 +4,7 @@ import signal
 
 FINISHED = 0
 CRASHED = 1
+"""Of the launcher itself: a rank hung, a host was lost, or success could not be shown."""
 USER_ERROR = 2
 DIVERGED = 3
 GAVE_UP = 4

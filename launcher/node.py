@@ -8,10 +8,10 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from launcher import allocation, delivery, spec
-from launcher.control import agent
+from launcher.control import agent, delivery, spec
 from launcher.errors import LauncherError
 from launcher.exit_codes import USER_ERROR
+from launcher.hosts import allocation
 from launcher.job import existing_script
 
 # What mpirun tells its own processes: ranks below an agent are none, and must not take themselves for such.

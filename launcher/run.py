@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from signal import Signals
 
-from launcher import place, ports, requeue, restart, run_folder, supervise
+from launcher import run_folder
 from launcher.check import before_start
 from launcher.errors import LauncherError
 from launcher.exit_codes import CRASHED, FINISHED
+from launcher.hosts import place, ports
+from launcher.hosts.place import Place
 from launcher.job import Job
-from launcher.jobs import make_job
-from launcher.place import Place
+from launcher.make_job import make_job
 from launcher.run_folder import RunFolder
-from launcher.supervise import Grace, JobEnd
+from launcher.supervision import requeue, restart
+from launcher.supervision.watch import Grace, JobEnd, watch
 
 Say = Callable[[str], None]
 
@@ -94,7 +96,7 @@ class _Starts:
             job = replace(job, nodes=fit)
         grace = Grace(options.grace, options.stop_grace)
         with self._where.transport.started(job, signals, options.start_timeout, self._say) as ranks:
-            end = supervise.watch(ranks, signals, grace, options.hang_timeout, self._say)
+            end = watch(ranks, signals, grace, options.hang_timeout, self._say)
         return finished_for_sure(end, self._folder)
 
 

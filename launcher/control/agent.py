@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import ExitStack
 
-from launcher import address, local_ranks, ports
+from launcher.control.spec import Spec
 from launcher.control.wire import BEAT_S, Channel, Message, WireError, introduce
 from launcher.errors import LauncherError
 from launcher.exit_codes import CRASHED, FINISHED
-from launcher.process import RankProcess
-from launcher.rank_commands import rank_commands
-from launcher.signals import held_back
-from launcher.spec import Spec
+from launcher.hosts import address, ports
+from launcher.ranks import local as local_ranks
+from launcher.ranks.commands import rank_commands
+from launcher.ranks.process import RankProcess
+from launcher.supervision.signals import held_back
 
 # How long the head is looked for, in seconds; it listens before its agents are started.
 _CONNECT_S = 30.0

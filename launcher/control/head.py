@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from launcher import ports
-from launcher.address import is_loopback
 from launcher.control.wire import BEAT_S, Channel, Message, WireError, introduce
 from launcher.exit_codes import CRASHED, describe
-from launcher.heartbeat import Silence
+from launcher.hosts import ports
+from launcher.hosts.address import is_loopback
 from launcher.job import Job
-from launcher.process import RankProcess
-from launcher.rank import Ended
+from launcher.ranks.heartbeat import Silence
+from launcher.ranks.process import RankProcess
+from launcher.ranks.rank import Ended
 
 
 @dataclass

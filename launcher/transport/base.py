@@ -9,7 +9,7 @@ from typing import Protocol
 
 from launcher.command import Command
 from launcher.job import Job
-from launcher.rank import Rank
+from launcher.ranks.rank import Rank
 from launcher.shell import Shell
 
 

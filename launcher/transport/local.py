@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from signal import Signals
 
-from launcher import local_ranks, ports, shell
+from launcher import shell
 from launcher.command import Command
+from launcher.hosts import ports
 from launcher.job import Job
-from launcher.rank import Rank
-from launcher.rank_commands import rank_commands
+from launcher.ranks import local as local_ranks
+from launcher.ranks.commands import rank_commands
+from launcher.ranks.rank import Rank
 from launcher.shell import Shell
 
 _ADDRESS = "127.0.0.1"

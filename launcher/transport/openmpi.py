@@ -6,8 +6,8 @@ import os
 
 from launcher import shell
 from launcher.command import Command
-from launcher.delivery import agent_command
-from launcher.spec import Spec
+from launcher.control.delivery import agent_command
+from launcher.control.spec import Spec
 from launcher.transport.remote import RemoteTransport
 
 

@@ -7,8 +7,8 @@ import shlex
 
 from launcher import shell
 from launcher.command import Command
-from launcher.delivery import agent_command
-from launcher.spec import Spec
+from launcher.control.delivery import agent_command
+from launcher.control.spec import Spec
 from launcher.transport.remote import RemoteTransport
 
 # A client whose connection is dead ends after 15 s instead of never.

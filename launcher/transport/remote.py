@@ -12,16 +12,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import address, delivery
 from launcher.command import Command
+from launcher.control import delivery
 from launcher.control.head import Head
+from launcher.control.spec import Spec
+from launcher.hosts import address
 from launcher.job import Job
-from launcher.keeper import Keeper
-from launcher.process import RankProcess
-from launcher.rank import Rank
-from launcher.rank_commands import rank_commands
+from launcher.ranks.commands import rank_commands
+from launcher.ranks.keeper import Keeper
+from launcher.ranks.process import RankProcess
+from launcher.ranks.rank import Rank
 from launcher.shell import Shell
-from launcher.spec import Spec
 
 # How long agents may take to leave when they are told to, in seconds.
 _LEAVE_S = 10.0

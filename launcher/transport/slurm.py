@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from launcher import shell, spec
+from launcher import shell
 from launcher.command import Command
-from launcher.delivery import agent_command
-from launcher.spec import Spec
+from launcher.control import spec
+from launcher.control.delivery import agent_command
+from launcher.control.spec import Spec
 from launcher.transport.remote import RemoteTransport
 
 

@@ -110,13 +110,18 @@ def check_training(arguments: Sequence[str]) -> None:
 
 def check_launcher(arguments: Sequence[str]) -> None:
     """The launcher accepts its own flags (a dry run shows the ranks); the script's are checked apart."""
-    assert arguments[0] == "run"
+    from launcher import options
+
+    assert options.parse(list(arguments)).action in ("run", "check")
+    check_training(arguments[arguments.index("medsft/train.py") + 1 :])
+    if arguments[0] == "check":
+        return
     dry = [sys.executable, "-m", "launcher", "run", "--dry-run", *arguments[1:]]
     done = subprocess.run(dry, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    num_ranks = int(arguments[arguments.index("--num-gpus") + 1])
-    assert len(done.stdout.splitlines()) == num_ranks
-    check_training(arguments[arguments.index("medsft/train.py") + 1 :])
+    ranks = [line for line in done.stdout.splitlines() if line.startswith("rank ")]
+    num_ranks = 16 if "--hostfile" in arguments else int(arguments[arguments.index("--num-gpus") + 1])
+    assert len(ranks) == num_ranks
 
 
 def check_python(arguments: Sequence[str], settings: Sequence[str]) -> None:
@@ -132,12 +137,20 @@ def check_python(arguments: Sequence[str], settings: Sequence[str]) -> None:
 def check_deepspeed(arguments: Sequence[str], settings: Sequence[str]) -> None:
     from deepspeed.launcher.runner import parse_args
 
-    from launcher.hostfile import read_hostfile
+    from launcher.hosts.hostfile import read_hostfile
 
     options = parse_args(arguments)
     assert read_hostfile(Path(options.hostfile))
     assert options.user_script == "medsft/train.py"
     check_training(options.user_args)
+
+
+def check_mpirun(arguments: Sequence[str], settings: Sequence[str]) -> None:
+    """As many processes as its hosts have slots; the flags are tried in the cluster's tests."""
+    hosts = arguments[arguments.index("--host") + 1]
+    slots = [int(host.partition(":")[2]) for host in hosts.split(",")]
+    assert int(arguments[arguments.index("-n") + 1]) == sum(slots)
+    check_training(arguments[arguments.index("medsft/train.py") + 1 :])
 
 
 def check_torchrun(arguments: Sequence[str], settings: Sequence[str]) -> None:
@@ -152,11 +165,12 @@ def check_sbatch(arguments: Sequence[str], settings: Sequence[str]) -> None:
     """Variables before the command are read by the job script; flags after it are the training's."""
     from medsft.config import parse
 
-    script = read(arguments[0])
+    place = next(place for place, word in enumerate(arguments) if word.startswith("slurm/"))
+    script = read(arguments[place])
     assert settings
     for setting in settings:
         assert f"${{{setting.split('=')[0]}:-" in script
-    parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o", *arguments[1:]])
+    parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o", *arguments[place + 1 :]])
 
 
 def check_medsft(arguments: Sequence[str], settings: Sequence[str]) -> None:
@@ -222,6 +236,7 @@ CHECKS: dict[str, Callable[[Sequence[str], Sequence[str]], None]] = {
     "python": check_python,
     "deepspeed": check_deepspeed,
     "torchrun": check_torchrun,
+    "mpirun": check_mpirun,
     "sbatch": check_sbatch,
     "medsft": check_medsft,
     "make": check_make,

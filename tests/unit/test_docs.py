@@ -29,7 +29,7 @@ REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o
 # What decides about checkpoints: docs/checkpoints.md lists all of them.
 CHECKPOINT_FLAGS = re.compile(r"save_.*|keep_.*|on_save_failure|resume_from_checkpoint|allow_changed")
 # Flags of other programs that the documents name.
-FOREIGN_FLAGS = {"--hostfile", "--master_addr", "--master_port", "--mem", "--help"}
+FOREIGN_FLAGS = {"--hostfile", "--master_addr", "--master_port", "--mem", "--signal", "--requeue", "--help"}
 
 
 def read(name: str | Path) -> str:
@@ -94,9 +94,10 @@ def flag_names() -> frozenset[str]:
     from medsft.config import parse
 
     names = {f"--{name}" for name in parse(REQUIRED).flags()} | {"--config"}
-    launcher = [sys.executable, "-m", "launcher", "run", "--help"]
-    shown = subprocess.run(launcher, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    names |= set(re.findall(r"--[a-z][a-z_-]+", shown))
+    for action in ("run", "check", "node"):
+        launcher = [sys.executable, "-m", "launcher", action, "--help"]
+        shown = subprocess.run(launcher, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+        names |= set(re.findall(r"--[a-z][a-z_-]+", shown))
     pending = [typer.main.get_command(app)]
     while pending:
         command = pending.pop()
@@ -175,6 +176,7 @@ def test_the_layout_is_the_one_on_disk(readme):
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_run_folder_is_as_shown(readme):
+    from launcher import run_folder as launcher_run_folder
     from medsft.run_folder import RunFolder, step_name
 
     folder = RunFolder(Path("run"))
@@ -182,7 +184,7 @@ def test_the_run_folder_is_as_shown(readme):
     names = {getattr(folder, name).name for name in properties - {"stop"}}  # STOP is the user's
     (tree,) = [block for block in blocks(readme, "text") if block.startswith("runs/first/")]
     shown = {line.split()[0].rstrip("/") for line in tree.splitlines()[1:]}
-    assert shown == names
+    assert shown == names | {launcher_run_folder.RunFolder(Path("run")).logs.name}
     assert f"{step_name(500)}/" in tree
     assert {unquoted(row[0]) for row in table_under("docs/training.md", "name")} == shown
     assert f"named `{folder.stop.name}`" in read("docs/training.md")
@@ -369,17 +371,17 @@ def test_what_stops_a_run_and_with_which_code():
 
 
 def test_figures_of_the_launcher_and_the_watchdog():
-    from launcher import supervise
-    from launcher.__main__ import _parser
+    from launcher import options as launcher_options
     from launcher.exit_codes import GAVE_UP
+    from launcher.supervision import watch
 
-    options = _parser().parse_args(["run", "train.py"])
+    options = launcher_options.parse(["run", "train.py"])
     text = " ".join(read("docs/checkpoints.md").split())
     grace = f"{options.stop_grace:.0f}"
     assert f"waits `--stop-grace` seconds ({grace})" in text
     assert f"`--stop-grace` 秒（{grace}）" in text
     assert f"`--stop-grace` seconds ({grace})" in read("docs/troubleshooting.md")
-    assert {3: "a third Ctrl-C"}[supervise._STOPS_THAT_KILL] in text
+    assert {3: "a third Ctrl-C"}[watch._STOPS_THAT_KILL] in text
     assert f"the exit code is {GAVE_UP}" in text
     assert f"`--distributed_timeout_min` minutes ({default_of('--distributed_timeout_min')})" in text
 
@@ -394,7 +396,7 @@ def commands_of(document: str) -> list[list[str]]:
 def test_commands_about_checkpoints_are_taken(words, tmp_path):
     import typer
 
-    from launcher.__main__ import _parser
+    from launcher import options
     from medsft.cli import app
     from medsft.config import parse
 
@@ -405,7 +407,7 @@ def test_commands_about_checkpoints_are_taken(words, tmp_path):
         command.make_context(" ".join(words), rest)
     elif words[0] == "python":
         assert words[1:3] == ["-m", "launcher"]
-        script, *arguments = _parser().parse_args(words[3:]).script
+        script, *arguments = options.parse(words[3:]).script
         assert (REPOSITORY / script).is_file()
         (yaml_text,) = blocks("README.md", "yaml")
         (tmp_path / "train.yaml").write_text(yaml_text, encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.__main__ import main
 from launcher.errors import LauncherError
-from launcher.hostfile import parse_hostfile, read_hostfile
+from launcher.hosts.hostfile import parse_hostfile, read_hostfile
 from launcher.job import Node
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -86,10 +86,14 @@ def test_the_example_at_the_top_of_the_repository_reads():
     assert all(node.num_slots == 8 for node in read_hostfile(REPOSITORY / "hostfile"))
 
 
-def test_the_example_is_checked_and_counted(capsys):
-    example = Path(__file__).resolve().parents[2] / "hostfile"
-    assert main(["check", "--hostfile", str(example)]) == 0
-    assert capsys.readouterr().out == "node1: 8 slots\nnode2: 8 slots\n2 hosts, 16 ranks\n"
+def test_a_dry_run_shows_what_would_run_where(capsys):
+    script = str(REPOSITORY / "medsft" / "train.py")
+    assert main(["run", "--dry-run", "--hostfile", str(REPOSITORY / "hostfile"), script]) == 0
+    first, *ranks = capsys.readouterr().out.splitlines()
+    assert first.startswith("pdsh: env ") and "-w node1,node2 " in first
+    assert [rank.split(":")[0] for rank in ranks] == [
+        f"rank {rank} on node{rank // 8 + 1}" for rank in range(16)
+    ]
 
 
 def test_a_bad_hostfile_is_refused_with_its_line(tmp_path, capsys):

@@ -11,9 +11,9 @@ import pytest
 from launcher import __main__ as command_line
 from launcher.command import Command
 from launcher.errors import LauncherError
+from launcher.hosts.ports import free_port, is_free
+from launcher.hosts.slots import count_slots
 from launcher.job import OWNED_VARIABLES, Job, Node, existing_script, parse_environment
-from launcher.ports import free_port, is_free
-from launcher.slots import count_slots
 from launcher.transport import TRANSPORTS
 
 ODD_ARGUMENTS = (
@@ -254,7 +254,7 @@ class TestCommandLine:
 
 def test_the_launcher_imports_neither_torch_nor_medsft():
     code = (
-        "import sys, launcher.__main__, launcher.hostfile\n"
+        "import sys, launcher.__main__, launcher.run, launcher.check, launcher.node\n"
         "print(*{'torch', 'deepspeed', 'medsft', 'numpy'}.intersection(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

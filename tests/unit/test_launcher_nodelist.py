@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.nodelist import MOST_HOSTS, expand, expand_here
+from launcher.hosts.nodelist import MOST_HOSTS, expand, expand_here
 
 LISTS = {
     "login1": "login1",

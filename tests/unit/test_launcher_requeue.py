@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.allocation import (
+from launcher.errors import LauncherError
+from launcher.hosts.allocation import (
     Allocation,
     TaskPlace,
     read_allocation,
@@ -20,8 +21,7 @@ from launcher.allocation import (
     task_environment,
     tasks_per_node,
 )
-from launcher.errors import LauncherError
-from launcher.requeue import JobRecord, decide, parse_record
+from launcher.supervision.requeue import JobRecord, decide, parse_record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNNING = JobRecord("RUNNING", can_requeue=True, num_restarts=0, is_batch=True, is_preempted=False)
@@ -84,7 +84,7 @@ def test_what_is_no_job_record_is_refused():
 # Ends like the launcher, then looks whether SIGTERM, which Slurm sends to a requeued job, is outlived.
 PROGRAM = """
 import os, signal, sys
-from launcher.requeue import after_run
+from launcher.supervision.requeue import after_run
 code, limit = int(sys.argv[1]), int(sys.argv[2])
 done = after_run(code, signal.SIGUSR1, os.environ, limit, lambda line: print(line))
 os.kill(os.getpid(), signal.SIGTERM) if done else None

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher import run_folder
-from launcher.restart import Policy, Progress, after_crash
 from launcher.run_folder import RunFolder
+from launcher.supervision.restart import Policy, Progress, after_crash
 
 
 @pytest.mark.parametrize(

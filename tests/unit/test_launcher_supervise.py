@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from launcher.exit_codes import describe, shell_code
-from launcher.supervise import RankEnd, classify, most_telling
+from launcher.supervision.watch import RankEnd, classify, most_telling
 
 
 def end(rank: int, code: int, after_s: float = 1.0) -> RankEnd:

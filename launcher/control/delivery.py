@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher import shell
+from launcher.control.spec import Spec
 from launcher.errors import LauncherError
 from launcher.shell import Done, Shell
-from launcher.spec import Spec
 
 _LIMIT_S = 20.0
 _TAKEN = 17

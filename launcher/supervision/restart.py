@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from launcher.errors import LauncherError
 from launcher.exit_codes import GAVE_UP, describe, shell_code
 from launcher.run_folder import RunFolder
-from launcher.signals import held_back
-from launcher.supervise import JobEnd
+from launcher.supervision.signals import held_back
+from launcher.supervision.watch import JobEnd
 
 LONGEST_DELAY_S = 60.0
 # Enough doublings for any delay that is not zero; more would leave the range of floating point.

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher import slots
-from launcher.allocation import read_allocation
 from launcher.errors import LauncherError
-from launcher.hostfile import read_hostfile
+from launcher.hosts import slots
+from launcher.hosts.allocation import read_allocation
+from launcher.hosts.hostfile import read_hostfile
+from launcher.hosts.selection import select
 from launcher.job import Node
-from launcher.selection import select
 from launcher.transport import TRANSPORTS
 from launcher.transport.base import Transport
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from signal import Signals
 
-from launcher import heartbeat
 from launcher.command import Command
-from launcher.heartbeat import Heartbeat
-from launcher.keeper import Keeper
-from launcher.output import RankOutput, Screen
-from launcher.process import RankProcess
+from launcher.ranks import heartbeat
+from launcher.ranks.heartbeat import Heartbeat
+from launcher.ranks.keeper import Keeper
+from launcher.ranks.output import RankOutput, Screen
+from launcher.ranks.process import RankProcess
 
 _STDOUT, _STDERR = 1, 2
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence, Set
 from contextlib import suppress
 
 from launcher.command import Command
-from launcher.heartbeat import Heartbeat, Silence
-from launcher.output import RankOutput
-from launcher.rank import Ended
+from launcher.ranks.heartbeat import Heartbeat, Silence
+from launcher.ranks.output import RankOutput
+from launcher.ranks.rank import Ended
 
 _PR_SET_PDEATHSIG = 1
 # How long what a rank printed may still be on its way when it has ended, in seconds.

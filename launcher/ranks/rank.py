@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from launcher.heartbeat import Silence
+from launcher.ranks.heartbeat import Silence
 
 
 @dataclass(frozen=True)

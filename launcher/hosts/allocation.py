@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher import nodelist
 from launcher.errors import LauncherError
+from launcher.hosts import nodelist
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Ports 20000 to 29999: below those which Linux takes for outgoing connections (32768 on)."""

@@ -21,8 +21,8 @@ from launcher.exit_codes import (
     describe,
     shell_code,
 )
-from launcher.rank import Rank
-from launcher.signals import STOPPING
+from launcher.ranks.rank import Rank
+from launcher.supervision.signals import STOPPING
 
 # The rank that failed first is not always the one at fault: so long, in seconds, others may fail by
 # themselves and say why before they are asked to end.

@@ -1,0 +1,1 @@
+"""Where a job runs: hostfiles, Slurm allocations, slots, addresses and ports."""
