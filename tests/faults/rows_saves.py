@@ -121,7 +121,7 @@ def _saves_on_end(campaign: Campaign, tally: Tally, times: int) -> None:
     )
     tally.equal(done.returncode, 0, f"exit code of the saving ranks\n{done.stderr}\n")
     left: Counter[str] = Counter()
-    newest = 0
+    newest = num_before = 0
     for line in done.stdout.splitlines():
         finding = json.loads(line)
         tally.injections += 1
@@ -131,7 +131,10 @@ def _saves_on_end(campaign: Campaign, tally: Tally, times: int) -> None:
             tally.load(True, "")
         tally.check(finding["newest"] >= finding["told"], f"a checkpoint that was told is lost: {line}")
         tally.check(finding["newest"] >= newest, f"there is no newer checkpoint than before: {line}")
-        tally.check(finding["num_read"] <= 3, f"superseded checkpoints stay: {line}")
+        # Two are kept while the next one is written. A kill between its commit and the deletion of what it
+        # supersedes leaves that until the next save; another kill at that very point leaves one more.
+        tally.check(finding["num_read"] <= max(3, num_before + 1), f"superseded checkpoints stay: {line}")
+        num_before = finding["num_read"]
         newest = finding["newest"]
         left.update({name.rpartition(".")[2] for name in finding["left"]} or {"nothing"})
     tally.equal(tally.injections >= times, True, "kills")

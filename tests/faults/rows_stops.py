@@ -59,7 +59,9 @@ def _freeze_in_a_save(job: Job, ranks: Sequence[psutil.Process], stack: ExitStac
         return any(re.fullmatch(r"\.step-\d+\.tmp", name) for name in leftovers(job.run))
 
     while True:
-        job.wait_until(is_saving, "a save")
+        # A save of this toy takes a tenth of a second: look without a pause.
+        while not is_saving():
+            assert job.process.poll() is None, f"the run ended before a save was seen:\n{job.text}"
         with ExitStack() as attempt:
             attempt.enter_context(frozen(ranks))
             if is_saving():
