@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jobs import Job, committed, metrics, starting
+from jobs import HERE, Job, Place, committed, metrics, starting
 from runs import REPOSITORY
 from safetensors.numpy import load_file
 from tally import Tally
@@ -54,9 +54,11 @@ class Reference:
 class Campaign:
     """Makes what the rows need when the first of them asks for it; everything is under `folder`."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None], place: Place = HERE) -> None:
+        """The rows' trainings run in `place`; those that they are held against run here."""
         self.folder = folder
         self._say = say
+        self._place = place
         self._numbers = itertools.count(1)
 
     @cached_property
@@ -82,7 +84,7 @@ class Campaign:
         """Trained once, with a checkpoint of every step."""
         self._say("training without faults, for comparison")
         run = self.new_run("undisturbed")
-        with self.start(run, save_steps=1, save_total_limit=NUM_STEPS) as job:
+        with self.start(run, place=HERE, save_steps=1, save_total_limit=NUM_STEPS) as job:
             assert job.end() == 0, job.text
         assert committed(run) == list(range(1, NUM_STEPS + 1))
         states = {step: state_digest(step_folder(run / "checkpoints", step)) for step in committed(run)}
@@ -93,7 +95,8 @@ class Campaign:
         """A run that was killed when it began to save step 16: checkpoints of 8 and 12 are there."""
         self._say("making a run that was killed, to be damaged")
         run = self.new_run("interrupted")
-        with self.start(run, environment={"MEDSFT_CRASH_AT": f"begin:{4 * SAVE_STEPS}"}) as job:
+        crash = {"MEDSFT_CRASH_AT": f"begin:{4 * SAVE_STEPS}"}
+        with self.start(run, place=HERE, environment=crash) as job:
             assert job.end() == 137, job.text
         assert committed(run) == [2 * SAVE_STEPS, 3 * SAVE_STEPS]
         return run
@@ -116,6 +119,7 @@ class Campaign:
         environment: dict[str, str] | None = None,
         inside: Sequence[str] = (),
         seen_at: Path | None = None,
+        place: Place | None = None,
         **flags: Any,
     ) -> Iterator[Job]:
         """Starts the training of the campaign in `run`, which this process sees at `seen_at`."""
@@ -140,7 +144,15 @@ class Campaign:
         log = self.folder / "logs" / f"{next(self._numbers):03}.log"
         log.parent.mkdir(exist_ok=True)
         with starting(
-            arguments, seen_at or run, log, ranks, launcher, launcher_flags, inside, environment or {}
+            arguments,
+            seen_at or run,
+            log,
+            ranks,
+            launcher,
+            launcher_flags,
+            inside,
+            environment or {},
+            place or self._place,
         ) as job:
             yield job
 
@@ -175,6 +187,19 @@ class Campaign:
         tally.equal(read_latest(folder.checkpoints), NUM_STEPS, "pointer")
         tally.equal(leftovers(run), [], "left over in the checkpoints folder")
         self.check_events(tally, run)
+
+    def check_curve(self, tally: Tally, run: Path, most: float) -> None:
+        """Every step told once, with the reference's examples, and no loss off by more than `most` of it."""
+        tally.equal([record["step"] for record in metrics(run)], list(range(1, NUM_STEPS + 1)), "steps told")
+        worst = 0.0
+        for step, (loss, _, examples, tokens) in curve(run).items():
+            expected = self.reference.curve[step]
+            tally.equal((examples, tokens), expected[2:], f"examples and tokens seen after step {step}")
+            worst = max(worst, abs(loss / expected[0] - 1))
+        tally.check(
+            worst <= most, f"a loss differs by {worst:.1e}, relatively, from that of 2 ranks throughout"
+        )
+        tally.remarks.append(f"largest relative difference of a loss {worst:.1e}")
 
     def check_events(self, tally: Tally, run: Path) -> None:
         """TensorBoard shows every step once, in order, with the loss that it had."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 from runs import REPOSITORY, TRAIN, clean_environment, command, ranks_of
@@ -23,17 +24,56 @@ PATIENCE_S = 240.0
 _POLL_S = 0.01
 
 
+class Place(Protocol):
+    """Where a launcher runs and has its ranks.
+
+    inside: words before the launcher's command.
+    """
+
+    inside: Sequence[str]
+
+    def flags(self, ranks: int) -> Sequence[str]:
+        """Flags of the launcher that bring so many ranks there."""
+
+    def ranks(self, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """The training processes of this launcher, by rank; those that there are."""
+
+    def ended(self, code: int) -> None:
+        """Called when a launcher has ended with this exit code."""
+
+
+class Here:
+    """This machine, as a `Place`."""
+
+    inside: Sequence[str] = ()
+
+    def flags(self, ranks: int) -> Sequence[str]:
+        """None: the number of ranks is all that the launcher has to know."""
+        return ()
+
+    def ranks(self, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Those below the launcher."""
+        return ranks_of(process)
+
+    def ended(self, code: int) -> None:
+        """Nobody wants to know."""
+
+
+HERE = Here()
+
+
 class Job:
     """One start of a launcher, until its ranks have ended.
 
     run: the output folder as this process sees it. started_s: by time.monotonic, like all times here.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], run: Path, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], run: Path, log: Path, place: Place = HERE) -> None:
         self.process = process
         self.run = run
         self.started_s = time.monotonic()
         self._log = log
+        self._place = place
         self._seen: dict[int, psutil.Process] = {}
 
     @property
@@ -43,7 +83,7 @@ class Job:
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes, by rank; those that there are."""
-        found = ranks_of(self.process)
+        found = self._place.ranks(self.process)
         self._seen.update((process.pid, process) for process in found)
         return found
 
@@ -85,6 +125,7 @@ class Job:
         while left := [process.pid for process in self._seen.values() if is_alive(process)]:
             assert time.monotonic() < deadline_s, f"ranks outlive their launcher for 30 s: {left}"
             time.sleep(_POLL_S)
+        self._place.ended(code)
         return code
 
     def kill(self) -> None:
@@ -110,21 +151,22 @@ def starting(
     launcher_flags: Sequence[str],
     inside: Sequence[str],
     environment: dict[str, str],
+    place: Place = HERE,
 ) -> Iterator[Job]:
     """Starts medsft/train.py; nothing outlives the block. `inside`: words before the launcher's command."""
     words = command(arguments, ranks, launcher, TRAIN)
-    place = words.index(str(TRAIN))
-    words[place:place] = launcher_flags
+    position = words.index(str(TRAIN))
+    words[position:position] = [*place.flags(ranks), *launcher_flags]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [*inside, *words],
+            [*place.inside, *inside, *words],
             cwd=REPOSITORY,
             env=clean_environment() | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    job = Job(process, run, log)
+    job = Job(process, run, log, place)
     try:
         yield job
     finally:

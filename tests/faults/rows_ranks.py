@@ -16,6 +16,12 @@ _IN_BETWEEN = _SECOND_SAVE + SAVE_STEPS // 2
 
 def kill_a_rank(campaign: Campaign, tally: Tally, quick: bool) -> None:
     """Row 1: kill -9 of rank 0 and of the last rank, in the middle of the training."""
+    kill_and_restart(campaign, tally)
+    _kill_under_deepspeed(campaign, tally)
+
+
+def kill_and_restart(campaign: Campaign, tally: Tally) -> None:
+    """Of rank 0 and of the last rank; the launcher starts the job again by itself."""
     for victim, name in ((0, "rank 0"), (-1, "the last rank")):
         tally.inject(f"kill -9 of {name}; the launcher starts the job again by itself")
         run = campaign.new_run(f"{name} killed")
@@ -31,6 +37,8 @@ def kill_a_rank(campaign: Campaign, tally: Tally, quick: bool) -> None:
         tally.check(tally.steps_lost[-1] <= SAVE_STEPS, f"{tally.steps_lost[-1]} steps were lost")
         campaign.check_finished(tally, run)
 
+
+def _kill_under_deepspeed(campaign: Campaign, tally: Tally) -> None:
     tally.inject("kill -9 of the last rank, started by deepspeed, which does not start it again")
     run = campaign.new_run("killed under deepspeed")
     with campaign.start(run, launcher="deepspeed") as job:

@@ -19,10 +19,13 @@ _SAVE_STEPS = 2
 
 
 def ask_to_stop(campaign: Campaign, tally: Tally, quick: bool) -> None:
-    """Row 11: TERM, USR1 and INT, twice, while a checkpoint is written, to a rank and to the launcher."""
+    """Row 11: TERM, USR1 and INT, twice, while a checkpoint is written, to a rank and to the launcher.
+
+    In short: each signal to one of them.
+    """
     run = campaign.new_run("asked to stop")
-    for number in _SIGNALS:
-        for to_launcher in (False, True):
+    for order, number in enumerate(_SIGNALS):
+        for to_launcher in (order % 2 == 0,) if quick else (False, True):
             target = "the launcher" if to_launcher else "the last rank"
             tally.inject(f"{number.name} twice to {target}, the first in the middle of a save")
             reached = last_step(run)
