@@ -65,6 +65,7 @@ def weights(run: Path) -> list[str]:
     return sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 
+@pytest.mark.slow
 def test_two_groups_of_two_ranks_train_as_four_plain_ones(train, plain):
     run = train("hpz", 2)
     assert len(losses(run)) == 8

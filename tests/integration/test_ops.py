@@ -75,11 +75,13 @@ def built(cache) -> Path:
     return baton.parent
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_made_anew_and_two_processes_share_it(built):
     assert built.name == "cpu_adam"
     assert (built / "cpu_adam.so").exists()
 
 
+@pytest.mark.slow
 def test_the_next_process_finds_it_made(built, cache):
     made_ns = (built / "cpu_adam.so").stat().st_mtime_ns
     # Python's environment is not activated, and another ninja, if there is one, is not to be asked.

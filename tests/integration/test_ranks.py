@@ -23,7 +23,7 @@ def train_flags(model, data, run, **more):
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_each_rank_holds_and_reads_its_own_slices_only(ranks, toy_model):
     result = launch([str(toy_model)], ranks, "torchrun", script=HERE / "slices_worker.py")
     assert result.returncode == 0, result.stderr
@@ -96,7 +96,13 @@ def test_a_run_that_diverges_ends_with_its_own_exit_code(toy_model, instruction_
     assert last["loss"] is None
 
 
-@pytest.mark.parametrize("name", ["zero3_offload_optimizer.json", "zero3_offload_all.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("zero3_offload_optimizer.json", marks=pytest.mark.slow),
+        "zero3_offload_all.json",
+    ],
+)
 def test_offloaded_states_give_the_same_losses(name, toy_model, instruction_file, tmp_path):
     losses = []
     for path in ("zero3.json", name):

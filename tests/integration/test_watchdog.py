@@ -73,7 +73,7 @@ def test_uneven_ranks_that_are_stopped_for_a_while_are_left_alone():
     assert "medsft: " not in result.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_rank_that_is_gone_is_named(rank):
     """Nobody supervises these ranks, as when the host of one is lost; with rank 0 the store goes."""
     environment = os.environ | {
