@@ -8,6 +8,7 @@ python tests/faults 4 7            # some rows; writes no file
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,8 @@ def main() -> int:
         for row in MATRIX
         if (not options.rows or row.number in options.rows) and (row.in_short or not options.quick)
     ]
+    # Started in the background a shell has SIGINT ignored, and all that is started from here would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     start_s = time.monotonic()
     say = teller()
     with tempfile.TemporaryDirectory(prefix="faults ") as folder:

@@ -39,7 +39,7 @@ class Place(Protocol):
         """The training processes of this launcher, by rank; those that there are."""
 
     def ended(self, code: int) -> None:
-        """Called when a launcher has ended with this exit code."""
+        """Called as soon as a launcher has ended with this exit code."""
 
 
 class Here:
@@ -121,11 +121,11 @@ class Job:
     def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Waits for the launcher's exit code. None of the ranks that were seen may outlive it for long."""
         code = self.process.wait(timeout=timeout_s)
+        self._place.ended(code)
         deadline_s = time.monotonic() + 30
         while left := [process.pid for process in self._seen.values() if is_alive(process)]:
             assert time.monotonic() < deadline_s, f"ranks outlive their launcher for 30 s: {left}"
             time.sleep(_POLL_S)
-        self._place.ended(code)
         return code
 
     def kill(self) -> None:
@@ -165,12 +165,18 @@ def starting(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
     job = Job(process, run, log, place)
     try:
         yield job
     finally:
         job.kill()
+
+
+def _heed_interrupts() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and so would the launcher, on purpose."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

@@ -164,9 +164,9 @@ def _folder(run: Path, step: int) -> Path:
 
 
 def _content(run: Path) -> dict[str, bytes]:
-    """Every file of a run but for the lock's, which each start takes."""
+    """Every file of a run but for the lock's and the logs, which each start takes and appends to."""
     return {
         path.relative_to(run).as_posix(): path.read_bytes()
         for path in sorted(run.rglob("*"))
-        if path.is_file() and path.name not in (".lock", ".owner.json")
+        if path.is_file() and path.name not in (".lock", ".owner.json") and path.parent.name != "logs"
     }
