@@ -10,10 +10,10 @@ INSTALLED := $(VENV)/.installed
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults tensorboard clean
+.PHONY: help install demo test faults cluster-faults tensorboard clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 install: $(INSTALLED) ## Make .venv with the tested versions (once).
 
@@ -34,6 +34,9 @@ test: $(INSTALLED) ## Check style and run all tests.
 
 faults: $(INSTALLED) ## Injure trainings in every way the fault matrix names (25 minutes; QUICK=1: 3; ROWS="4 7").
 	$(VENV)/bin/python tests/faults $(if $(QUICK),--quick) $(ROWS)
+
+cluster-faults: $(INSTALLED) ## The same between hosts of tests/cluster (10 minutes; needs root; ROWS="9 17").
+	$(VENV)/bin/python tests/cluster/faults $(ROWS)
 
 tensorboard: $(INSTALLED) ## Look at runs: make tensorboard RUNS=folder
 	$(VENV)/bin/python -m tensorboard.main --logdir "$(RUNS)"

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from launcher import options
 from launcher.errors import LauncherError
-from launcher.exit_codes import USER_ERROR
+from launcher.exit_codes import USER_ERROR, shell_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the return value is the exit code."""
+    _open_standard_files()
     try:
         chosen = options.parse(None if arguments is None else list(arguments))
-        return _act(chosen)
+        code = _act(chosen)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except LauncherError as error:
         _say(str(error))
         return USER_ERROR
+    except BrokenPipeError:
+        # Whoever read a table (head, less) has seen enough. What is left has no way to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return shell_code(-signal.SIGPIPE)
 
 
 def _act(chosen: argparse.Namespace) -> int:
@@ -41,8 +51,22 @@ def _act(chosen: argparse.Namespace) -> int:
     return receive(chosen.job)
 
 
+def _open_standard_files() -> None:
+    """Those that are closed lead to nowhere, lest the next file that is opened takes the number of one."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def _say(line: str) -> None:
-    sys.stderr.write(f"launcher: {line}\n")
+    if sys.stderr is None:
+        return  # closed by whoever started the launcher
+    # A reader that is gone is no reason to end a training.
+    with suppress(OSError):
+        sys.stderr.write(f"launcher: {line}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def node(options: argparse.Namespace, environment: MutableMapping[str, str]) -> 
         become_rank(options, environment)
     if spec.VARIABLE in environment:
         mine = spec.Spec.from_json(environment.pop(spec.VARIABLE))
-        index = allocation.read_task(environment).node_index
+        index = _index(mine, environment)
     elif options.job is not None:
         mine = delivery.take(options.job)
         index = mine.index
@@ -42,6 +42,13 @@ def node(options: argparse.Namespace, environment: MutableMapping[str, str]) -> 
     folder = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
     return agent.run(mine, index)
+
+
+def _index(mine: spec.Spec, environment: MutableMapping[str, str]) -> int:
+    """Which of the job's nodes this is. By its name: Slurm may have another order than the job."""
+    hosts = [node.host for node in mine.job.nodes]
+    name = environment.get("SLURMD_NODENAME")
+    return hosts.index(name) if name in hosts else allocation.read_task(environment).node_index
 
 
 def become_rank(options: argparse.Namespace, environment: MutableMapping[str, str]) -> None:

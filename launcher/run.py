@@ -6,6 +6,7 @@ import argparse
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Set
+from contextlib import ExitStack
 from dataclasses import replace
 from signal import Signals
 
@@ -50,10 +51,13 @@ def run(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -
             "every restart counts as one without."
         )
     starts = _Starts(options, where, job, folder, environment, say)
+    newest_before = restart.newest_step(folder, say)
     end = restart.run(starts, policy, folder, say)
     if end.message is not None:
         say(end.message)
-    requeue.after_run(end.exit_code, end.asked_by, environment, options.max_requeues, say)
+    # Where the folder is not known there is nothing to judge by.
+    has_progressed = folder is None or restart.newest_step(folder, say) != newest_before
+    requeue.after_run(end.exit_code, end.asked_by, environment, options.max_requeues, has_progressed, say)
     return end.exit_code
 
 
@@ -78,14 +82,14 @@ class _Starts:
         self._num_starts = 0
 
     def __call__(self, signals: Set[Signals]) -> JobEnd:
-        """One start, to its end. Raises `LauncherError` when the first one finds hosts that are not fit."""
+        """One start, to its end. Raises `LauncherError` when the first one is not possible at all."""
         job, options = self._job, self._options
+        self._num_starts += 1
         if len(job.nodes) > 1 or self._where.transport.name != "local":
             report = before_start(
                 options, replace(self._where, nodes=job.nodes), job, self._environment, self._say
             )
             fit = tuple(node for node in job.nodes if node.host not in report.bad_hosts)
-            self._num_starts += 1
             if not report.ok and self._num_starts == 1:
                 raise LauncherError(f"nothing was started.\n{report.table().rstrip()}")
             if not report.ok and not (options.allow_shrink and fit):
@@ -95,8 +99,19 @@ class _Starts:
                 self._say(f"going on without {' and '.join(report.bad_hosts)}:\n{report.table().rstrip()}")
             job = replace(job, nodes=fit)
         grace = Grace(options.grace, options.stop_grace)
-        with self._where.transport.started(job, signals, options.start_timeout, self._say) as ranks:
-            end = watch(ranks, signals, grace, options.hang_timeout, self._say)
+        try:
+            with ExitStack() as stack:
+                started = self._where.transport.started(job, signals, options.start_timeout, self._say)
+                try:
+                    ranks = stack.enter_context(started)
+                except OSError as error:
+                    raise LauncherError(f"the ranks could not be started: {error}.") from error
+                end = watch(ranks, signals, grace, options.hang_timeout, self._say)
+        except LauncherError as error:
+            if self._num_starts == 1:
+                raise
+            # What has worked before may work again: a host that has just gone comes back, or is left out.
+            return JobEnd("lost host", CRASHED, str(error), str(error))
         return finished_for_sure(end, self._folder)
 
 

@@ -43,6 +43,9 @@ _NUM_TIMES = 5
 _MANY_HOSTS = 32
 # Side of the square matrices multiplied for the time of computing.
 _CPU_SIDE, _GPU_SIDE = 384, 4096
+# And how often each time. A busy core is shared in slices of milliseconds: less work than several of them
+# would be done within one, and see nothing of the other programs.
+_CPU_PRODUCTS, _GPU_PRODUCTS = 64, 1
 _FAILED = 1
 
 
@@ -72,7 +75,7 @@ def measure(timeout_s: float) -> dict[str, Any] | None:
     {"format", "backend", "world_size", "correct", "sizes": [{"bytes", "median_s", "algbw_gb_s",
     "busbw_gb_s"}], "hosts": [{"node_rank", "hostname", "ranks", "compute_s", "links_s": {node: seconds}}],
     "seconds"}; GB are 10^9 bytes. links_s holds the time for a mebibyte there and back between the host's
-    first rank and that of the two first hosts; compute_s is the slowest rank's time for one product.
+    first rank and that of the two first hosts; compute_s is the slowest rank's time for the same products.
     Raises `RuntimeError` when the ranks do not meet, or one is lost, and `ValueError` for an environment
     without the launcher's variables, or with more ranks on a host than GPUs.
     """
@@ -86,7 +89,7 @@ def measure(timeout_s: float) -> dict[str, Any] | None:
     )
     try:
         world_size, rank = dist.get_world_size(), dist.get_rank()
-        compute_s = _time_product(device)
+        compute_s = _time_products(device)
         correct = _sum_is_right(device)
         sizes = [
             _time_sum(num_bytes, device) for num_bytes in (_GPU_SIZES if backend == "nccl" else _CPU_SIZES)
@@ -186,10 +189,16 @@ def _time_sum(num_bytes: int, device: torch.device) -> dict[str, float]:
     return {"bytes": num_bytes, "median_s": _timed(lambda: dist.all_reduce(values), device, _NUM_TIMES)}
 
 
-def _time_product(device: torch.device) -> float:
-    side = _GPU_SIDE if device.type == "cuda" else _CPU_SIDE
+def _time_products(device: torch.device) -> float:
+    on_gpu = device.type == "cuda"
+    side, num_products = (_GPU_SIDE, _GPU_PRODUCTS) if on_gpu else (_CPU_SIDE, _CPU_PRODUCTS)
     matrix = torch.ones(side, side, dtype=torch.float32, device=device)
-    return _timed(lambda: matrix @ matrix, device, _NUM_TIMES)
+
+    def multiply() -> None:
+        for _ in range(num_products):
+            matrix @ matrix
+
+    return _timed(multiply, device, _NUM_TIMES)
 
 
 def _time_links(firsts: Sequence[int], device: torch.device) -> dict[str, float]:

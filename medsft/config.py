@@ -131,6 +131,9 @@ class RunConfig:
         "DeepSpeed JSON (default: in ds_configs, zero3.json; zero3_fp16.json on GPUs without bf16; "
         "zero3_cpu.json without a GPU).",
     )
+    allow_low_memory: bool = _flag(
+        False, "Start although the plan says that the memory of GPU or host cannot suffice."
+    )
     logging_steps: int = _flag(10, "Report every N steps.")
     save_strategy: Literal["no", "steps", "epoch", "time"] = _flag(
         "epoch",

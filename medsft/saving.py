@@ -85,7 +85,9 @@ def find_checkpoint(
     return checkpoint
 
 
-_OF_A_START = frozenset({"resume_from_checkpoint", "overwrite_output_dir", "allow_changed"})
+_OF_A_START = frozenset(
+    {"resume_from_checkpoint", "overwrite_output_dir", "allow_changed", "allow_low_memory"}
+)
 
 
 def is_of(checkpoint: Checkpoint, folder: RunFolder) -> bool:

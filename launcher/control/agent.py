@@ -6,9 +6,10 @@ import os
 import queue
 import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from contextlib import ExitStack
 
 from launcher.control.spec import Spec
@@ -26,6 +27,12 @@ _CONNECT_S = 30.0
 # Ranks without a head have so long, in seconds, between SIGTERM and SIGKILL.
 _ORPHAN_GRACE_S = 8.0
 _LAST_LINES = 20
+# Of what ranks write themselves, in characters: a message has an end.
+_LONGEST_LINE = 1_000
+_LONGEST_PLACE = 200
+# What ended ranks printed last may be on its way so long, in seconds, for all of them together: a child that
+# lives on holds a pipe open, and meanwhile the head hears nothing.
+_DRAIN_S = 1.0
 _LOOK_S = 1.0
 _GONE: Message = {"do": "gone"}
 
@@ -120,8 +127,12 @@ class _Agent:
 
     def _choose(self, message: Message) -> None:
         """The address and the port under which the ranks meet on this host, the first."""
-        chosen = {"address": address.choose(message["peers"]), "port": ports.free_port(message["port"])}
-        self._channel.send({"says": "master", **chosen})
+        try:
+            port = ports.free_port(message["port"])
+        except LauncherError as error:
+            self._channel.send({"says": "failed", "why": str(error)})
+            return
+        self._channel.send({"says": "master", "address": address.choose(message["peers"]), "port": port})
 
     def _start(self, message: Message) -> None:
         commands = rank_commands(self._spec.job, self._index, message["address"], message["port"])
@@ -129,7 +140,7 @@ class _Agent:
             ranks = self._stack.enter_context(
                 local_ranks.started(commands, self._spec.job.logs, self._signals, has_terminal=False)
             )
-        except OSError as error:
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             self._channel.send({"says": "failed", "why": f"the ranks could not be started: {error}"})
             return
         first = sum(node.num_slots for node in self._spec.job.nodes[: self._index])
@@ -143,19 +154,21 @@ class _Agent:
             process.send(message["number"])
 
     def _tell_ends(self) -> None:
+        deadline_s = time.monotonic() + _DRAIN_S
         for rank, process in self._ranks.items():
             if rank in self._ended or (end := process.ended()) is None:
                 continue
             self._ended.add(rank)
-            lines: Sequence[str] = process.last_lines(_LAST_LINES)
-            self._channel.send({"says": "ended", "rank": rank, "code": end.code, "last_lines": lines})
+            lines = process.last_lines(_LAST_LINES, max(0.0, deadline_s - time.monotonic()))
+            cut = [line[:_LONGEST_LINE] for line in lines]
+            self._channel.send({"says": "ended", "rank": rank, "code": end.code, "last_lines": cut})
 
     def _tell_beat(self) -> None:
         ranks = {}
         for rank, process in self._ranks.items():
             if rank not in self._ended:
                 silence = process.silence()
-                told = (None, "") if silence is None else (silence.seconds, silence.place)
+                told = (None, "") if silence is None else (silence.seconds, silence.place[:_LONGEST_PLACE])
                 ranks[rank] = (process.is_frozen(), *told)
         self._channel.send({"says": "beat", "ranks": ranks})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +24,8 @@ from launcher.shell import Done, Shell
 _LIMIT_S = 20.0
 _TAKEN = 17
 _AT_ONCE = 64
+# No start takes so long, in seconds.
+_OLD_S = 3600.0
 
 
 def deliver(spec: Spec, run_on: Shell) -> None:
@@ -31,10 +34,11 @@ def deliver(spec: Spec, run_on: Shell) -> None:
     Raises `LauncherError` naming the hosts that could not be given one, and two names of one machine.
     """
     hosts = [node.host for node in spec.job.nodes]
-    texts = {host: replace(spec, index=index).to_json().encode() for index, host in enumerate(hosts)}
+    indices = {host: index for index, host in enumerate(hosts)}
+    text = spec.writer()
 
     def run_with_spec(host: str, command: Sequence[str], _: bytes, limit_s: float) -> Done:
-        return run_on(host, command, texts[host], limit_s)
+        return run_on(host, command, text(indices[host]).encode(), limit_s)
 
     command = agent_command(spec, "receive")
     done = shell.on_all(run_with_spec, hosts, lambda _: command, _LIMIT_S, _AT_ONCE)
@@ -67,10 +71,9 @@ def receive(launch: str) -> int:
     addresses = dict.fromkeys([*came_from, *spec.addresses])
     path = _path(launch)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    found = path.parent.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-        raise LauncherError(f"{path.parent} belongs to somebody else; remove it or have it removed.")
+    _check_folder(path.parent)
     path.parent.chmod(0o700)
+    _remove_old(path.parent)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
@@ -87,6 +90,7 @@ def take(launch: str) -> Spec:
     """
     path = _path(launch)
     try:
+        _check_folder(path.parent)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise LauncherError(
@@ -96,6 +100,21 @@ def take(launch: str) -> Spec:
     with suppress(FileNotFoundError):
         path.unlink()
     return Spec.from_json(text)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `LauncherError` when others could put a spec of theirs there: it says what is to be run."""
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise LauncherError(f"{folder} belongs to somebody else; remove it or have it removed.")
+
+
+def _remove_old(folder: Path) -> None:
+    """Specs whose agents never came: an environment may hold secrets, so none is to lie there for ever."""
+    for path in folder.glob("*.json"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _OLD_S:
+                path.unlink()
 
 
 def _path(launch: str) -> Path:

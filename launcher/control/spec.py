@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class Spec:
     """
 
     launch: str
-    token: str
+    token: str = field(repr=False)
     addresses: tuple[str, ...]
     port: int
     index: int | None
@@ -30,12 +31,19 @@ class Spec:
 
     def to_json(self) -> str:
         """The document, in ASCII."""
-        return json.dumps(asdict(self), default=str)
+        return self.writer()(self.index)
+
+    def writer(self) -> Callable[[int | None], str]:
+        """Index -> the document for that node: with a thousand nodes what they share is taken apart once."""
+        fields = asdict(self)
+        return lambda index: json.dumps(fields | {"index": index}, default=str)
 
     @staticmethod
     def from_json(text: str) -> Spec:
         """Raises `ValueError`, `KeyError` or `TypeError` for anything else than `to_json` has made."""
-        fields: dict[str, Any] = json.loads(text)
+        fields: Any = json.loads(text)
+        if not isinstance(fields, dict) or not isinstance(fields.get("job"), dict):
+            raise ValueError(f"no part of a job: {text[:80]!r}")
         job = fields.pop("job")
         job["nodes"] = tuple(
             Node(node["host"], node["num_slots"], tuple(node["devices"])) for node in job["nodes"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 
 # Any port will do: connecting a datagram socket sends nothing, it only asks the kernel for its route.
 _DISCARD = 9
@@ -12,15 +13,18 @@ _DISCARD = 9
 def towards(host: str) -> str | None:
     """The address with which this machine reaches `host` (a name or an address), None if it has no way.
 
-    The kernel's own choice of interface, so never that of a bridge which does not lead there.
+    The kernel's own choice of interface, so never that of a bridge which does not lead there. IPv4 where
+    there is a choice, for not every program that is given the address knows IPv6.
     """
     try:
-        family, kind, _, _, target = socket.getaddrinfo(host, _DISCARD, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(target)
-            return probe.getsockname()[0]
+        found = socket.getaddrinfo(host, _DISCARD, type=socket.SOCK_DGRAM)
     except OSError:
         return None
+    for family, kind, _, _, target in sorted(found, key=lambda each: each[0] != socket.AF_INET):
+        with suppress(OSError), socket.socket(family, kind) as probe:
+            probe.connect(target)
+            return probe.getsockname()[0]
+    return None
 
 
 def is_loopback(address: str) -> bool:

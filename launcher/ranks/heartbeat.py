@@ -35,7 +35,7 @@ class Heartbeat:
         """How long the content has been the same; None before the first heartbeat."""
         now_s = time.monotonic()
         try:
-            content = self.path.read_text(encoding="utf-8")
+            content = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             content = ""
         if content != self._content:

@@ -34,6 +34,13 @@ def of_host(num_ranks: int, environment: Mapping[str, str]) -> tuple[tuple[str, 
     return (("OMP_NUM_THREADS", str(max(1, num_cores // num_ranks))),)
 
 
+def _is_one_file(first: int, second: int) -> bool:
+    try:
+        return os.path.sameopenfile(first, second)
+    except OSError:
+        return False  # one of them is closed
+
+
 @contextmanager
 def started(
     commands: Sequence[Command], logs: Path | None, signals: Set[Signals], has_terminal: bool
@@ -50,8 +57,10 @@ def started(
         if logs is not None:
             logs.mkdir(parents=True, exist_ok=True)
         if logs is not None or not has_terminal:
-            screens = Screen(_STDOUT), Screen(_STDERR)
-            for screen in screens:
+            out = Screen(_STDOUT)
+            # Two writers to one pipe or file would get into each other's lines.
+            screens = (out, out if _is_one_file(_STDOUT, _STDERR) else Screen(_STDERR))
+            for screen in dict.fromkeys(screens):
                 afterwards.callback(screen.close)
         ranks: list[RankProcess] = []
         for command in commands:

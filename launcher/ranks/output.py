@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-import queue
 import re
 import select
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-# Lines that may wait for the terminal before further ones are left out.
-_MOST_WAITING = 10_000
+# What may wait for the terminal, in bytes, before further lines are left out.
+_MOST_WAITING = 4 << 20
 # A "line" that never ends is passed on in pieces of so many bytes.
 _LONGEST_LINE = 65_536
 # How long the terminal gets at the end to take what still waits, in seconds.
 _LAST_WORDS_S = 5.0
 _NUM_KEPT = 40
+# Of a line that is kept for the end, in characters.
+_LONGEST_KEPT = 1_000
 # A progress bar ends its lines with a carriage return only.
 _LINE_END = re.compile(rb"[\r\n]")
 
@@ -30,47 +30,71 @@ class Screen:
     """Passes lines on to a file descriptor from a thread of its own.
 
     A terminal that stands still (Ctrl-S, a connection that hangs) must not hold up the training: when too
-    many lines wait, new ones are left out, and a line says how many. A reader that is gone ends it.
+    much waits, new lines are left out, and a line says how many. A reader that is gone ends it.
     """
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
-        self._lines: queue.Queue[bytes] = queue.Queue(_MOST_WAITING)
+        self._waiting: deque[bytes] = deque()
+        self._num_bytes = 0
         self._num_left_out = 0
-        self._is_closing = threading.Event()
+        self._is_closing = False
+        self._is_gone = False
+        self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True, name="screen")
         self._thread.start()
 
-    def write(self, line: bytes) -> None:
-        """Takes a line, without waiting."""
-        try:
-            self._lines.put_nowait(line)
-        except queue.Full:
-            self._num_left_out += 1
+    def write(self, lines: bytes) -> None:
+        """Takes whole lines, without waiting."""
+        with self._news:
+            if self._is_gone:
+                return
+            if self._num_bytes + len(lines) > _MOST_WAITING:
+                self._num_left_out += len(_LINE_END.findall(lines))
+                return
+            self._waiting.append(lines)
+            self._num_bytes += len(lines)
+            self._news.notify()
 
     def close(self) -> None:
         """Waits, not for ever, until everything is on the terminal."""
-        self._is_closing.set()
+        with self._news:
+            self._is_closing = True
+            self._news.notify()
         self._thread.join(_LAST_WORDS_S)
 
     def _run(self) -> None:
-        with suppress(OSError):
-            while True:
-                try:
-                    self._write_all(self._lines.get(timeout=0.1))
-                except queue.Empty:
-                    if self._is_closing.is_set():
-                        return
-                if self._num_left_out and self._lines.empty():
-                    count, self._num_left_out = self._num_left_out, 0
-                    self._write_all(f"launcher: {count} lines left out here; the logs have them\n".encode())
+        try:
+            while (lines := self._next()) is not None:
+                self._write_all(lines)
+                with self._news:
+                    self._num_bytes -= len(lines)
+        except OSError:
+            with self._news:
+                self._is_gone = True
+                self._waiting.clear()
+
+    def _next(self) -> bytes | None:
+        """What is to be written next; None when everything is and the end has come."""
+        with self._news:
+            self._news.wait_for(lambda: self._waiting or self._num_left_out or self._is_closing)
+            if self._waiting:
+                return self._waiting.popleft()
+            if not self._num_left_out:
+                return None
+            count, self._num_left_out = self._num_left_out, 0
+            note = f"launcher: {count} lines left out here; the logs have them\n".encode()
+            self._num_bytes += len(note)
+            return note
 
     def _write_all(self, data: bytes) -> None:
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
             except BlockingIOError:
-                select.select([], [self._descriptor], [])
+                waiting = select.poll()
+                waiting.register(self._descriptor, select.POLLOUT)
+                waiting.poll()
 
 
 class RankOutput:
@@ -120,19 +144,23 @@ class RankOutput:
         with open(descriptor, "rb", buffering=0) as pipe:
             while chunk := pipe.read(_LONGEST_LINE):
                 rest += chunk
-                ends = [match.end() for match in _LINE_END.finditer(rest)]
-                cut = len(rest) if len(rest) >= _LONGEST_LINE else (ends[-1] if ends else 0)
+                # Whole lines only: others write to the same terminal.
+                cut = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1
+                if cut == 0 and len(rest) >= _LONGEST_LINE:
+                    cut = len(rest)
                 if cut:
                     self._take(rest[:cut], screen)
                     rest = rest[cut:]
         if rest:
-            self._take(rest, screen)
+            self._take(rest + b"\n", screen)
 
     def _take(self, lines: bytes, screen: Screen) -> None:
         with self._lock:
-            self._kept.extend(lines.decode(errors="replace").splitlines())
+            told = lines.decode(errors="replace").splitlines()
+            self._kept.extend(line[:_LONGEST_KEPT] for line in told[-_NUM_KEPT:])
             self._log(lines)
-        screen.write(lines)
+        # A piece of an endless line must not have another rank's line for an end.
+        screen.write(lines if lines.endswith((b"\n", b"\r")) else lines + b"\n")
 
     def _log(self, lines: bytes) -> None:
         if self._file is None:

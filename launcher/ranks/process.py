@@ -87,11 +87,11 @@ class RankProcess:
         """Since when it gave no sign of life; None when it never gave one."""
         return None if self._heartbeat is None else self._heartbeat.silence()
 
-    def last_lines(self, most: int) -> Sequence[str]:
-        """What it printed last; none when its output is not kept."""
+    def last_lines(self, most: int, limit_s: float = _DRAIN_S) -> Sequence[str]:
+        """What it printed last; none when its output is not kept. Waits `limit_s` for what is on its way."""
         if self._output is None:
             return ()
-        self._output.drain(_DRAIN_S)
+        self._output.drain(limit_s)
         return self._output.last_lines(most)
 
     def send(self, signum: int) -> None:

@@ -54,12 +54,19 @@ class Decision:
     why: str
 
 
-def decide(asked_by: int | None, record: JobRecord, restart_count: int, max_requeues: int) -> Decision:
+def decide(
+    asked_by: int | None,
+    record: JobRecord,
+    restart_count: int,
+    max_requeues: int,
+    has_progressed: bool = True,
+) -> Decision:
     """For a run that has checkpointed (exit code 75) and could go on.
 
     `asked_by`: the signal that asked the launcher to stop, None when the ranks stopped by themselves
     (the file STOP, or signals that went to the job's steps); `restart_count`: SLURM_RESTART_COUNT;
-    `max_requeues`: 0 for never. Requeues made by Slurm itself count like our own.
+    `max_requeues`: 0 for never; `has_progressed`: whether there is a newer checkpoint than at the start of
+    the job, without which the next one would get no further than this one. Requeues made by Slurm itself count like our own.
     """
     if max_requeues == 0:
         return Decision(False, "requeueing is not asked for (--max-requeues 0)")
@@ -72,6 +79,12 @@ def decide(asked_by: int | None, record: JobRecord, restart_count: int, max_requ
     cause = _cause(asked_by, record)
     if not cause.requeue:
         return cause
+    if not has_progressed and not record.is_preempted:
+        return Decision(
+            False,
+            f"{cause.why}, but too early for the run to have got anywhere; give the job more --time, or "
+            "a --signal closer to its end",
+        )
     if not record.can_requeue:
         return Decision(False, f"{cause.why}, but the job was submitted without --requeue")
     if restart_count >= max_requeues:
@@ -143,6 +156,7 @@ def after_run(
     asked_by: int | None,
     environment: Mapping[str, str],
     max_requeues: int,
+    has_progressed: bool,
     say: Callable[[str], None],
 ) -> bool:
     """Requeues this process's batch job if it is to be; whether it has, and `say` gets a line for people.
@@ -158,7 +172,7 @@ def after_run(
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         restart_count = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        decision = decide(asked_by, read_record(job_id), restart_count, max_requeues)
+        decision = decide(asked_by, read_record(job_id), restart_count, max_requeues, has_progressed)
         if decision.requeue:
             requeue(job_id)
     except LauncherError as error:

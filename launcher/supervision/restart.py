@@ -80,12 +80,12 @@ def run(
     each restart. A signal between two starts ends it at once. Raises as `start`.
     """
     with held_back() as signals:
-        progress = Progress(_look(folder, say))
+        progress = Progress(newest_step(folder, say))
         while True:
             end = start(signals)
             if policy.max_restarts == 0 or not end.is_crash or end.stop_asked:
                 return end
-            going_on = after_crash(progress, _look(folder, say), policy.max_restarts)
+            going_on = after_crash(progress, newest_step(folder, say), policy.max_restarts)
             if going_on is None:
                 return _given_up(end, policy.max_restarts)
             progress = going_on
@@ -97,7 +97,8 @@ def run(
                 return JobEnd("stopped", shell_code(-signum), message, stop_asked=True, asked_by=signum)
 
 
-def _look(folder: RunFolder | None, say: Callable[[str], None]) -> int | None:
+def newest_step(folder: RunFolder | None, say: Callable[[str], None]) -> int | None:
+    """That of the newest checkpoint; None where there is none, or where nobody can look."""
     if folder is None:
         return None
     try:

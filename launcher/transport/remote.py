@@ -16,6 +16,7 @@ from launcher.command import Command
 from launcher.control import delivery
 from launcher.control.head import Head
 from launcher.control.spec import Spec
+from launcher.errors import LauncherError
 from launcher.hosts import address
 from launcher.job import Job
 from launcher.ranks.commands import rank_commands
@@ -73,13 +74,23 @@ class RemoteTransport:
             if self.delivers:
                 delivery.deliver(spec, self.shell)
             keeper = afterwards.enter_context(Keeper())
-            starter = RankProcess(self.command(spec), signals)
+            starter = _start(self.command(spec), signals)
             afterwards.callback(starter.reap)
             afterwards.callback(starter.kill_group)
             keeper.watch(starter.pid)
             afterwards.callback(_wait_for, starter)
             afterwards.enter_context(head.serving(starter))
             yield head.ranks()
+
+
+def _start(command: Command, signals: Set[signal.Signals]) -> RankProcess:
+    try:
+        return RankProcess(command, signals)
+    except OSError as error:
+        raise LauncherError(
+            f"{command.arguments[0]!r} cannot be started on this machine: {error.strerror}. Install it or "
+            "put its folder on PATH, or take another --transport."
+        ) from error
 
 
 def make_spec(job: Job, token: str, port: int) -> Spec:

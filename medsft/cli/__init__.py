@@ -7,7 +7,7 @@ import sys
 import typer
 
 from medsft import exit_codes
-from medsft.cli import answers, checkpoint, data, models, training
+from medsft.cli import answers, checkpoint, data, models, planning, training
 from medsft.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command(
     add_help_option=False,
 )(training.train)
 for command in (
+    planning.plan,
     answers.chat,
     answers.compare,
     models.tokenizer,

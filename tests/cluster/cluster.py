@@ -285,6 +285,13 @@ class Cluster:
 
     # Work on the hosts.
 
+    def words_on(
+        self, host: str, command: Sequence[str | Path] = (), folder: Path = REPOSITORY
+    ) -> list[str | Path]:
+        """The command line that runs a command on a host. The words before the command replace themselves."""
+        enter = ["nsenter", "--target", str(self._holder(host).pid), "--net", "--mount", "--uts"]
+        return [*enter, "env", "-C", folder, *command]
+
     def run_on(
         self,
         host: str,
@@ -303,7 +310,7 @@ class Cluster:
             limit_s: the command is killed after so many seconds, and `subprocess.TimeoutExpired` raised.
         """
         return subprocess.run(
-            self._on(host, command, folder),
+            self.words_on(host, command, folder),
             env=LOGIN | dict(environment or {}),
             input=stdin,
             capture_output=True,
@@ -326,7 +333,7 @@ class Cluster:
         `options` are those of `subprocess.Popen`. The rest is as with `run_on`.
         """
         child = subprocess.Popen(
-            self._on(host, command, folder),
+            self.words_on(host, command, folder),
             env=LOGIN | dict(environment or {}),
             text=True,
             start_new_session=True,
@@ -346,7 +353,7 @@ class Cluster:
     def replace_by(self, host: str, command: Sequence[str]) -> None:
         """Becomes the command on the host, with this process's terminal and folder; does not return."""
         environment = LOGIN | {"TERM": os.environ.get("TERM", "dumb")}
-        words = [str(word) for word in self._on(host, command, Path.cwd())]
+        words = [str(word) for word in self.words_on(host, command, Path.cwd())]
         os.execvpe(words[0], words, environment)
 
     def processes_on(self, host: str, containing: str = "") -> list[Process]:
@@ -453,14 +460,19 @@ class Cluster:
         self._keep(child, host, daemon)
         self._undo.pop(f"stop {host} {daemon}", None)
 
+    def daemon(self, host: str, name: str) -> Process:
+        """The process of sshd, slurmd, munged or slurmctld. Raises `ClusterError` when it does not run."""
+        process = processes.recall(self._of(host) / f"{name}.pid")
+        if process is None or not process.is_alive:
+            raise ClusterError(f"{name} does not run on {host}")
+        return process
+
     def stop(self, host: str, daemon: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Ends the daemon by a signal, and returns when it is dead; what it has started lives on.
 
         Killed, slurmctld forgets what happened in its last five seconds; at SIGTERM it writes all down.
         """
-        process = processes.recall(self._of(host) / f"{daemon}.pid")
-        if process is None or not process.is_alive:
-            raise ClusterError(f"{daemon} does not run on {host}")
+        process = self.daemon(host, daemon)
         process.send(number)
         _wait(lambda: not process.is_alive, 30, f"{daemon} on {host} ends")
         self._undo[f"stop {host} {daemon}"] = lambda: self.start(host, daemon)
@@ -531,11 +543,6 @@ class Cluster:
         if not pin.exists() or pin.stat().st_dev == pin.parent.stat().st_dev:
             return 0
         return pin.stat().st_ino
-
-    def _on(self, host: str, command: Sequence[str | Path], folder: Path) -> list[str | Path]:
-        """The command line that runs a command on a host. The words before the command replace themselves."""
-        enter = ["nsenter", "--target", str(self._holder(host).pid), "--net", "--mount", "--uts"]
-        return [*enter, "env", "-C", folder, *command]
 
     def _ip(self, host: str, lines: Sequence[str]) -> None:
         self._checked(host, ["ip", "-batch", "-"], "\n".join(lines) + "\n")

@@ -47,7 +47,7 @@ def main() -> int:
         for row in MATRIX
         if (not options.rows or row.number in options.rows) and (row.in_short or not options.quick)
     ]
-    # Started in the background a shell has SIGINT ignored, and all that is started from here would inherit it.
+    # A shell has SIGINT ignored in the background, and all that is started from here would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     start_s = time.monotonic()
     say = teller()

@@ -46,3 +46,30 @@ def test_checkpoint_benchmark(tmp_path):
 
     (steps,) = tables["checkpoint_steps"]["rows"]
     assert steps["write s"] > 0
+
+
+def test_launch_benchmark(tmp_path):
+    """On this machine only: two starts of two ranks."""
+    results = tmp_path / "结果 tables"
+    results.mkdir()
+    smallest = ["--local", "--rounds", "1", "--step_rounds", "0", "--hosts", "1", "70"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/launch.py", *smallest, "--results", str(results)],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    tables = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    assert set(tables) == {"launch", "launch_check"}
+    bare, ours = tables["launch"]["rows"]
+    assert (bare["way"], ours["way"], ours["until"]) == ("deepspeed", "launcher, local", "the ranks")
+    assert bare["times deepspeed's"] == 1
+    assert min(bare["s (median)"], ours["s (median)"]) > 0
+    few, many = tables["launch_check"]["rows"]
+    assert (few["hosts"], many["hosts"], few["red"], many["red"]) == (1, 70, 0, 0)
+    # The first host is asked before the others, and these 64 at a time.
+    assert few["min"] >= 0.3
+    assert many["min"] >= 3 * 0.3

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Room -> rooms it may not know of. A room is a file or a folder of medsft.
 COMMANDS = {"train", "cli"}
-PARTS = {"assembly", "saving"}
+PARTS = {"assembly", "saving", "fitting"}
 RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", *PARTS, *COMMANDS}
 FORBIDDEN = {
     "allreduce": {"*"},
@@ -27,11 +27,13 @@ FORBIDDEN = {
     "run_lock": {"chatglm", "data", *RUN},
     "provenance": {"chatglm", "data", *RUN},
     "monitor": {"data", *RUN - {"monitor"}},
+    "planner": {"config", "chatglm", *RUN},
+    "fitting": {"checkpoint", "monitor", "evaluation", "inference", "assembly", "saving", *COMMANDS},
     "engine": RUN - {"engine"},
     "checkpoint": RUN - {"engine", "checkpoint"},
     "inference": RUN - {"inference"},
     "evaluation": {"monitor", "checkpoint", *PARTS, *COMMANDS},
-    "assembly": {"monitor", "evaluation", "inference", "saving", *COMMANDS},
+    "assembly": {"monitor", "evaluation", "inference", "saving", "fitting", *COMMANDS},
     "saving": {"evaluation", "inference", *COMMANDS},
     "train": {"cli"},
 }

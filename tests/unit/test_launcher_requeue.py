@@ -68,6 +68,13 @@ def test_decisions(asked_by, changed, restart_count, max_requeues, expected, sai
     assert (decision.requeue, said in decision.why) == (expected, True), decision
 
 
+def test_a_job_too_short_to_get_anywhere_is_not_requeued_for_ever():
+    decision = decide(signal.SIGUSR1, RUNNING, 0, 20, has_progressed=False)
+    assert (decision.requeue, "more --time" in decision.why) == (False, True)
+    preempted = replace(RUNNING, is_preempted=True)
+    assert decide(signal.SIGTERM, preempted, 0, 20, has_progressed=False).requeue
+
+
 def test_what_scontrol_shows_is_read_without_being_fooled_by_names():
     assert parse_record(SHOWN) == replace(RUNNING, num_restarts=2)
     preempted = SHOWN.replace("PreemptTime=None", "PreemptTime=2026-11-23T22:20:35", 1)
@@ -86,7 +93,7 @@ PROGRAM = """
 import os, signal, sys
 from launcher.supervision.requeue import after_run
 code, limit = int(sys.argv[1]), int(sys.argv[2])
-done = after_run(code, signal.SIGUSR1, os.environ, limit, lambda line: print(line))
+done = after_run(code, signal.SIGUSR1, os.environ, limit, True, lambda line: print(line))
 os.kill(os.getpid(), signal.SIGTERM) if done else None
 print(done)
 """

@@ -44,7 +44,7 @@ MATRIX = (
     ),
     Row(
         2,
-        "kill -9 of the launcher, pdsh, an ssh client, a host's agent, mpirun",
+        "kill -9 of the launcher, pdsh, a host's agent, mpirun, an ssh client",
         "never a false success, no orphan after 30 s, same final weights",
         kill_a_program,
     ),
@@ -62,8 +62,8 @@ MATRIX = (
     ),
     Row(
         10,
-        "a host's link of 20 Mbit/s with 0.1 s of delay; four busy programs on its core",
-        "the host named by the check, no false kill, losses within 1e-4",
+        "a host's link of 20 Mbit/s; six busy programs on its one core",
+        "the host with the slow link named by the check, no false kill, losses within 1e-4",
         slow_a_host,
     ),
     Row(

@@ -1,0 +1,328 @@
+"""`medsft plan`: memory and time of a training before it starts."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medsft.errors import UserError
+
+if TYPE_CHECKING:
+    from medsft.planner.advice import Candidate, Job, Scaling
+    from medsft.planner.cluster import Cluster
+    from medsft.planner.hardware import Gpu
+    from medsft.planner.lengths import Lengths
+    from medsft.planner.shape import Shape
+
+_GIB = 2**30
+_CHATGLM_6B = "chatglm-6b"
+_ROWS = 130_528
+
+
+def plan(
+    model_name_or_path: Annotated[
+        Path | None, typer.Option("--model_name_or_path", help="Model folder; its config.json is enough.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Shape by name instead of a folder; an unknown name lists them.")
+    ] = _CHATGLM_6B,
+    train_file: Annotated[
+        list[Path] | None,
+        typer.Option("--train_file", help="Instruction files, for their real lengths; needs a tokenizer."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with the tokenizer, where the model's has none.")
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Lengths as share:tokens pairs, 0:20,0.5:63,1:264 (default: Med-ChatGLM's data)."),
+    ] = None,
+    num_examples: Annotated[
+        int, typer.Option("--num_examples", help="Training examples, without --train_file.")
+    ] = 7622,
+    gpu: Annotated[
+        str, typer.Option(help="GPU by name, cpu, or custom; an unknown name lists them.")
+    ] = "A100-80",
+    gpus_per_node: Annotated[int, typer.Option("--gpus_per_node", help="GPUs (ranks) of a host.")] = 8,
+    nodes: Annotated[int, typer.Option(help="Hosts.")] = 1,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option("--gpu_memory_gib", help="Memory of a GPU, instead of the named one's.")
+    ] = None,
+    gpu_tflops: Annotated[
+        float | None, typer.Option("--gpu_tflops", help="Its dense 16-bit peak, likewise.")
+    ] = None,
+    gpu_bandwidth_gbs: Annotated[
+        float | None, typer.Option("--gpu_bandwidth_gbs", help="GB/s of its memory, likewise.")
+    ] = None,
+    host_memory_gib: Annotated[
+        float | None, typer.Option("--host_memory_gib", help="Memory of a host; default: not held against.")
+    ] = None,
+    interconnect: Annotated[
+        str | None,
+        typer.Option(help="Between the GPUs of a host: nvlink3, pcie4, 50GB/s … (default: usual)."),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(help="Between hosts, all adapters of one together: 100g, 200g, 400g, 25GB/s …")
+    ] = "100g",
+    global_batch_size: Annotated[
+        int, typer.Option("--global_batch_size", help="Examples in one optimiser step.")
+    ] = 16,
+    per_device_train_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--per_device_train_batch_size",
+            help="Examples in a micro-batch of a rank (default: as many as a step has, or as fit).",
+        ),
+    ] = None,
+    max_source_length: Annotated[
+        int, typer.Option("--max_source_length", help="Context limit in tokens.")
+    ] = 256,
+    max_target_length: Annotated[int, typer.Option("--max_target_length", help="Answer limit.")] = 256,
+    packing: Annotated[bool, typer.Option("--packing/--no-packing", help="Rows without padding.")] = True,
+    num_train_epochs: Annotated[
+        float, typer.Option("--num_train_epochs", help="Passes over the data.")
+    ] = 3.0,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints/--no-checkpoints", help="The run saves checkpoints.")
+    ] = True,
+    deepspeed: Annotated[
+        Path | None, typer.Option(help="A DeepSpeed JSON to plan for (default: the best of ds_configs).")
+    ] = None,
+    efficiency: Annotated[
+        float, typer.Option(help="Share of the arithmetic peak that is counted on, 0 to 1.")
+    ] = 0.5,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option("--price_per_gpu_hour", help="For the cost, in any currency.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Tell memory, time and the best configuration of a training before it starts."""
+    from medsft.planner.advice import Job, candidates, read_configs, scaling
+    from medsft.planner.cluster import Cluster, Efficiency
+    from medsft.planner.hardware import LINKS, find_link, find_network
+    from medsft.planner.lengths import MED_CHATGLM_QUANTILES, Lengths, parse_quantiles
+    from medsft.planner.memory import Saves
+    from medsft.planner.plan import Batch
+
+    _check(
+        ("--num_examples", num_examples, num_examples >= 1, "1 or more"),
+        ("--global_batch_size", global_batch_size, global_batch_size >= 1, "1 or more"),
+        (
+            "--per_device_train_batch_size",
+            per_device_train_batch_size,
+            (per_device_train_batch_size or 1) >= 1,
+            "1 or more",
+        ),
+        ("--num_train_epochs", num_train_epochs, 0 < num_train_epochs < float("inf"), "above 0"),
+        ("--price_per_gpu_hour", price_per_gpu_hour, (price_per_gpu_hour or 0) >= 0, "0 or more"),
+    )
+    device = _device(gpu, gpu_memory_gib, gpu_tflops, gpu_bandwidth_gbs)
+    cluster = Cluster(
+        gpu=device,
+        gpus_per_node=gpus_per_node,
+        nodes=nodes,
+        gpu_memory_bytes=device.memory_bytes if device else 0.0,
+        host_memory_bytes=None if host_memory_gib is None else host_memory_gib * _GIB,
+        link=find_link(interconnect or (device.link if device else "pcie4")),
+        network=find_network(network),
+        pcie=LINKS["pcie5" if device and device.link == "nvlink4" else "pcie4"],
+    )
+    shape = _shape(model_name_or_path, preset)
+    if train_file:
+        folder = tokenizer or model_name_or_path
+        data = _real_lengths(train_file, folder, max_source_length, max_target_length)
+    else:
+        quantiles = MED_CHATGLM_QUANTILES if lengths is None else parse_quantiles(lengths)
+        data = Lengths.from_quantiles(quantiles, num_examples)
+    batch = Batch(global_batch_size, 1, 1, packing=packing, num_epochs=num_train_epochs)
+    longest = max(max_source_length + max_target_length, *data.tokens)
+    job = Job(
+        shape,
+        data,
+        batch,
+        Saves(checkpoints),
+        Efficiency(compute=efficiency),
+        per_device_train_batch_size,
+        longest,
+    )
+    configs = _configs(deepspeed) if deepspeed else read_configs()
+    found = candidates(job, cluster, configs)
+    if not found:
+        raise UserError(
+            f"no configuration suits {gpu}: {', '.join(configs)} ask for another precision, or for several "
+            "hosts."
+        )
+    grown = scaling(job, cluster, configs)
+    if as_json:
+        typer.echo(json.dumps(_as_json(found, grown, price_per_gpu_hour), ensure_ascii=False, indent=2))
+        return
+    _print(job, cluster, found, grown, price_per_gpu_hour, model_name_or_path, train_file)
+
+
+def _check(*rules: tuple[str, Any, bool, str]) -> None:
+    faults = [f"{flag} {value} must be {allowed}" for flag, value, fits, allowed in rules if not fits]
+    if faults:
+        raise UserError("wrong settings: " + "; ".join(faults) + ".")
+
+
+def _device(
+    name: str, memory_gib: float | None, tflops: float | None, bandwidth_gbs: float | None
+) -> Gpu | None:
+    from medsft.planner.hardware import Gpu, find_gpu
+
+    own = {"--gpu_memory_gib": memory_gib, "--gpu_tflops": tflops, "--gpu_bandwidth_gbs": bandwidth_gbs}
+    _check(
+        *((flag, value, value is None or 0 < value < float("inf"), "above 0") for flag, value in own.items())
+    )
+    if name.lower() == "cpu":
+        return None
+    if name.lower() == "custom":
+        missing = [flag for flag, value in own.items() if value is None]
+        if missing:
+            raise UserError(f"--gpu custom needs {', '.join(missing)} as well.")
+        made = Gpu("custom", 0, 0, 0, True, "pcie4")
+    else:
+        made = find_gpu(name)
+    changes = {
+        "memory_bytes": memory_gib and memory_gib * _GIB,
+        "peak_flops": tflops and tflops * 1e12,
+        "bandwidth": bandwidth_gbs and bandwidth_gbs * 1e9,
+    }
+    return replace(made, **{field: value for field, value in changes.items() if value})
+
+
+def _shape(folder: Path | None, preset: str) -> Shape:
+    from medsft.chatglm import ChatGLMConfig
+    from medsft.chatglm.init import PRESETS
+    from medsft.planner.shape import Shape
+
+    if folder is not None:
+        path = folder / "config.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(fields, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--model_name_or_path {folder}: {path} cannot be read ({error}). Give a folder with a "
+                "config.json, or a --preset."
+            ) from error
+        sizes = {name: fields[name] for name in ChatGLMConfig().to_dict() if name in fields}
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size"):
+            if not isinstance(sizes.get(name, 1), int):
+                raise UserError(f"{path}: {name} is {sizes[name]!r}, must be a whole number.")
+        return Shape.of(ChatGLMConfig(**sizes))
+    name = "6b" if preset == _CHATGLM_6B else preset
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {preset!r}; choose one of {_CHATGLM_6B}, {', '.join(PRESETS)}.")
+    return Shape.of(ChatGLMConfig(vocab_size=_ROWS, **PRESETS[name]))
+
+
+def _real_lengths(files: list[Path], folder: Path | None, max_source: int, max_target: int) -> Lengths:
+    from medsft.chatglm.base import open_tokenizer
+    from medsft.data.cache import load_or_build
+    from medsft.planner.lengths import Lengths
+
+    if folder is None:
+        raise UserError(
+            "--train_file needs a tokenizer for its lengths: give --model_name_or_path or --tokenizer, or "
+            "--lengths instead."
+        )
+    with tempfile.TemporaryDirectory() as cache:
+        data = load_or_build(
+            files,
+            open_tokenizer(folder),
+            cache,
+            max_source_length=max_source,
+            max_target_length=max_target,
+            max_bad_share=1.0,
+        )
+        return Lengths(tuple(map(int, data.lengths)), tuple(map(int, data.num_targets)))
+
+
+def _configs(path: Path) -> dict[str, dict[str, Any]]:
+    from medsft.engine.deepspeed_config import read_json
+
+    return {str(path): read_json(path)}
+
+
+def _as_json(found: list[Candidate], grown: Scaling, price: float | None) -> dict[str, Any]:
+    best = found[0].plan
+    return {
+        "recommended": found[0].label if best.fits else None,
+        "parameters": best.shape.num_parameters,
+        "world_size": best.cluster.world_size,
+        "num_steps": best.num_steps,
+        "configurations": [
+            {
+                "name": item.name,
+                "gradient_checkpointing": item.plan.batch.checkpointing,
+                "per_device_train_batch_size": item.plan.batch.per_device_size,
+                "fits": item.plan.fits,
+                "gpu_bytes": item.plan.gpu_bytes,
+                "gpu_bytes_short": item.plan.gpu_short,
+                "host_bytes": item.plan.host_bytes,
+                "host_bytes_short": item.plan.host_short,
+                "stages": [
+                    {"name": stage.name, "gpu": dict(stage.gpu), "host_of_a_rank": dict(stage.host)}
+                    for stage in item.plan.stages
+                ],
+                "step": None
+                if item.plan.times is None
+                else {**asdict(item.plan.times), "step_s": item.plan.times.step_s},
+                "run_s": item.plan.run_s,
+                "mfu": item.plan.mfu,
+                "cost": None if price is None else item.plan.cost(price),
+            }
+            for item in found
+        ],
+        "gpus": [
+            {
+                "world_size": size.world_size,
+                "configuration": item and item.label,
+                "run_s": item and item.plan.run_s,
+            }
+            for size, item in grown.sizes
+        ],
+        "advice": list(grown.advice),
+    }
+
+
+def _print(
+    job: Job,
+    cluster: Cluster,
+    found: list[Candidate],
+    grown: Scaling,
+    price: float | None,
+    model: Path | None,
+    train_file: list[Path] | None,
+) -> None:
+    from medsft.cli import plan_tables
+    from medsft.cli.checkpoint_tables import write
+    from medsft.planner.advice import command, gpus_that_fit, read_configs, shown_command
+
+    typer.echo(plan_tables.headline(job, cluster, found[0].plan))
+    write(plan_tables.configurations(found, price))
+    write(plan_tables.memory(found[0]))
+    if cluster.gpu is not None:
+        write(plan_tables.numbers_of_gpus(grown, price))
+    for sentence in grown.advice:
+        typer.echo(f"- {sentence}")
+    if found[0].plan.fits:
+        if cluster.nodes > 1 and "hpz" in found[0].name:
+            typer.echo(f"- Set zero_hpz_partition_size in {found[0].name} to {cluster.gpus_per_node}.")
+        words = command(
+            found[0], str(model or "models/chatglm-6b"), str((train_file or ["data/train.jsonl"])[0])
+        )
+        typer.echo(f"\n{shown_command(words)}")
+        return
+    typer.echo(f"- Nothing fits: {plan_tables.shortage(found[0])}.")
+    if cluster.gpu is not None:
+        enough = gpus_that_fit(job, cluster.gpu, cluster, read_configs())
+        if enough is not None:
+            typer.echo(f"- It fits on {enough[0]} of these GPUs, in hosts of at most 8, with {enough[1]}.")

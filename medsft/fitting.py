@@ -1,0 +1,158 @@
+"""Whether a run fits the machines it is about to use, and what it will take: told before it starts."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from medsft.chatglm import ChatGLMConfig
+from medsft.chatglm.weights import parse_size
+from medsft.config import Config
+from medsft.data.dataset import EncodedDataset
+from medsft.engine.deepspeed_config import Batch
+from medsft.engine.distributed import World, from_all, together
+from medsft.errors import UserError
+from medsft.planner import plan as planning
+from medsft.planner.cluster import Cluster
+from medsft.planner.hardware import LINKS, Gpu, match_gpu
+from medsft.planner.lengths import Lengths
+from medsft.planner.memory import Saves, Stage
+from medsft.planner.shape import Shape
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 0.1
+"""Share by which the plan may be too high: a run is refused where even so much less would not fit."""
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def check_fit(
+    config: Config,
+    model: ChatGLMConfig,
+    data: EncodedDataset,
+    num_steps: int,
+    batch: Batch,
+    most_tokens: int,
+    ds_config: Mapping[str, Any],
+    world: World,
+) -> None:
+    """Logs the run's plan in one line. A collective.
+
+    Raises `UserError` with the arithmetic where memory cannot suffice, unless --allow_low_memory says to try.
+    """
+    ranks_of_host = Counter(from_all(world, socket.gethostname()))
+    with together(world):
+        flags = config.optimization
+        made = planning.plan(
+            Shape.of(model),
+            Lengths(tuple(map(int, data.lengths)), tuple(map(int, data.num_targets))),
+            this_cluster(world.device, max(ranks_of_host.values()), len(ranks_of_host)),
+            ds_config,
+            planning.Batch(
+                batch.global_size,
+                batch.per_device_size,
+                batch.num_micro_batches,
+                most_tokens if flags.packing else None,
+                flags.packing,
+                config.model.gradient_checkpointing,
+                flags.num_train_epochs,
+                num_steps,
+            ),
+            Saves(config.run.save_strategy != "no", parse_size(config.run.max_shard_size)),
+        )
+        logger.info("plan: %s", describe(made))
+        fault = misfit(made)
+        if fault is not None and not config.run.allow_low_memory:
+            raise UserError(
+                f"{fault} Ways out: --gradient_checkpointing true, smaller --micro_batch_tokens, a file of "
+                "ds_configs that offloads, more GPUs or hosts; `medsft plan` compares them. To try all the "
+                "same: --allow_low_memory true."
+            )
+        if fault is not None:
+            logger.warning("--allow_low_memory: %s", fault)
+
+
+def this_cluster(device: torch.device, ranks_a_host: int, num_hosts: int) -> Cluster:
+    """The machines that a run has, as far as this host tells."""
+    gpu = None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        memory, name = properties.total_memory, properties.name
+        gpu = match_gpu(name, memory) or Gpu(name, memory, 0.0, 0.0, True, "pcie4")
+    return Cluster(
+        gpu=gpu,
+        gpus_per_node=ranks_a_host,
+        nodes=num_hosts,
+        gpu_memory_bytes=memory if gpu else 0.0,
+        host_memory_bytes=host_memory_bytes(),
+        link=LINKS[gpu.link if gpu else "pcie4"],
+    )
+
+
+def host_memory_bytes() -> int:
+    """Memory of this host, or what its control group is allowed of it."""
+    allowed = [psutil.virtual_memory().total]
+    for path in _CGROUP_LIMITS:
+        if path.is_file():
+            text = path.read_text(encoding="ascii").strip()
+            allowed += [int(text)] if text.isdigit() else []  # "max": no limit
+    return min(allowed)
+
+
+def describe(made: planning.Plan) -> str:
+    """Memory and time in one line."""
+    parts = []
+    if made.cluster.gpu is not None:
+        stage = max(made.stages, key=lambda stage: stage.gpu_bytes)
+        parts.append(
+            f"a GPU needs about {_gb(stage.gpu_bytes)} of {_gb(made.cluster.gpu_memory_bytes)} ({stage.name})"
+        )
+    stage = max(made.stages, key=made.node_bytes)
+    memory = made.cluster.host_memory_bytes
+    of_all = "" if memory is None else f" of {_gb(memory)}"
+    parts.append(f"a host needs about {_gb(made.node_bytes(stage))}{of_all} ({stage.name})")
+    if made.times is not None and made.run_s is not None:
+        parts.append(
+            f"about {made.times.step_s:.2f} s a step and {made.run_s / 60:,.0f} min in all, most of it "
+            f"{made.times.dominant}"
+        )
+    return "; ".join(parts)
+
+
+def misfit(made: planning.Plan) -> str | None:
+    """What does not fit, with its components; None where it does, the plan's own error granted."""
+    cluster = made.cluster
+    if cluster.gpu is not None:
+        stage = max(made.stages, key=lambda stage: stage.gpu_bytes)
+        if stage.gpu_bytes * (1 - TOLERANCE) > cluster.gpu_memory_bytes:
+            return _arithmetic(stage, stage.gpu, stage.gpu_bytes, "a GPU", cluster.gpu_memory_bytes)
+    if cluster.host_memory_bytes is not None:
+        stage = max(made.stages, key=made.node_bytes)
+        need = made.node_bytes(stage)
+        if need * (1 - TOLERANCE) > cluster.host_memory_bytes:
+            what = f"this host, with {cluster.gpus_per_node} ranks of"
+            return _arithmetic(stage, stage.host, need, what, cluster.host_memory_bytes)
+    return None
+
+
+def _arithmetic(stage: Stage, parts: Mapping[str, float], need: float, what: str, memory: float) -> str:
+    shown = ", ".join(
+        f"{name} {_gb(size)}" for name, size in parts.items() if size >= 0.01 * sum(parts.values())
+    )
+    sum_of = f" {shown}" if what.endswith("of") else f": {shown}"
+    return (
+        f"the run cannot fit: in its part {stage.name!r} {what}{sum_of}, needs {_gb(need)}, and there are "
+        f"{_gb(memory)}."
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,151 @@
+"""GPUs and links by name: memory, arithmetic peak, bandwidth, as their makers state them.
+
+Sources: NVIDIA's data sheets and architecture white papers of V100, A100, H100, H200, L40S, A10, RTX A6000,
+RTX 6000 Ada, RTX 4090 (Ada white paper) and RTX 3090 (GA102 white paper); peaks are dense (without sparsity),
+with fp32 accumulation. Consumer cards do half their fp16 rate with it, which is what is given here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from medsft.errors import UserError
+
+T = TypeVar("T")
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: as flags name it.
+        memory_bytes: what a program can see of it; somewhat less than the printed size.
+        peak_flops: dense 16-bit products with fp32 sums a second (bf16, on V100 fp16).
+        bandwidth: bytes of its own memory a second.
+        has_bf16: whether it computes in bf16 itself.
+        link: what it usually reaches its neighbours by, a name of LINKS.
+    """
+
+    name: str
+    memory_bytes: float
+    peak_flops: float
+    bandwidth: float
+    has_bf16: bool
+    link: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """Bytes a second in one direction, of one GPU (inside a host) or of one adapter (between hosts)."""
+
+    name: str
+    bandwidth: float
+
+
+def _gpu(name: str, gib: float, tflops: float, gb_s: float, link: str, has_bf16: bool = True) -> Gpu:
+    return Gpu(name, gib * GIB, tflops * 1e12, gb_s * 1e9, has_bf16, link)
+
+
+GPUS: Mapping[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("V100-16", 15.8, 125, 900, "nvlink2", has_bf16=False),
+        _gpu("V100-32", 31.7, 125, 900, "nvlink2", has_bf16=False),
+        _gpu("A100-40", 39.4, 312, 1555, "nvlink3"),
+        _gpu("A100-80", 79.2, 312, 2039, "nvlink3"),
+        _gpu("A800-80", 79.2, 312, 2039, "nvlink-a800"),
+        _gpu("H100-80", 79.1, 989, 3350, "nvlink4"),
+        _gpu("H800-80", 79.1, 989, 3350, "nvlink-a800"),
+        _gpu("H200-141", 139.8, 989, 4800, "nvlink4"),
+        _gpu("H20-96", 95.1, 148, 4000, "nvlink4"),
+        _gpu("L40S", 44.5, 362, 864, "pcie4"),
+        _gpu("A40", 44.4, 149.7, 696, "pcie4"),
+        _gpu("A10", 22.1, 125, 600, "pcie4"),
+        _gpu("A6000", 47.4, 154.8, 768, "pcie4"),
+        _gpu("6000-Ada", 47.4, 364, 960, "pcie4"),
+        _gpu("RTX-3090", 23.6, 71, 936, "pcie4"),
+        _gpu("RTX-4090", 23.5, 165.2, 1008, "pcie4"),
+    )
+}
+
+LINKS: Mapping[str, Link] = {
+    link.name: link
+    for link in (
+        Link("pcie3", 16e9),
+        Link("pcie4", 32e9),
+        Link("pcie5", 64e9),
+        Link("nvlink2", 150e9),
+        Link("nvlink-a800", 200e9),
+        Link("nvlink3", 300e9),
+        Link("nvlink4", 450e9),
+    )
+}
+"""Inside a host, each GPU in one direction: PCIe x16, NVLink of V100, A800/H800, A100, H100."""
+
+NETWORKS: Mapping[str, Link] = {
+    f"{gbit}g": Link(f"{gbit}g", gbit * 1e9 / 8) for gbit in (10, 25, 40, 100, 200, 400, 800)
+}
+"""Between hosts, all adapters of a host together, in one direction: InfiniBand or RoCE, in Gbit/s."""
+
+_SHORT = {"V100": "V100-32", "A100": "A100-80", "H100": "H100-80", "H200": "H200-141", "H20": "H20-96"}
+_SHORT |= {"4090": "RTX-4090", "3090": "RTX-3090", "RTX-A6000": "A6000", "A800": "A800-80", "H800": "H800-80"}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of that name, written in any case, with blanks or dashes. Raises `UserError`."""
+    plain = name.strip().replace(" ", "-").replace("_", "-").upper()
+    plain = plain.removesuffix("GB").rstrip("-")
+    known = {key.upper(): gpu for key, gpu in GPUS.items()}
+    known |= {short.upper(): GPUS[key] for short, key in _SHORT.items()}
+    return _find(plain, known, f"--gpu {name}", GPUS, "cpu, or custom with numbers of its own")
+
+
+def find_link(name: str) -> Link:
+    """The link inside a host of that name, or of so many GB/s (`50GB/s`). Raises `UserError`."""
+    own = _own_number(name, "gb/s", 1e9)
+    return own or _find(name.lower(), LINKS, f"--interconnect {name}", LINKS, "or a number like 50GB/s")
+
+
+def find_network(name: str) -> Link:
+    """The network of that name, of so many Gbit/s (`100`, `100g`) or GB/s (`25GB/s`). Raises `UserError`."""
+    own = _own_number(name, "gb/s", 1e9) or _own_number(name, "gbit/s", 1e9 / 8)
+    plain = f"{name}g" if name.isdigit() else name.lower()
+    return own or _find(plain, NETWORKS, f"--network {name}", NETWORKS, "or a number like 25GB/s")
+
+
+def match_gpu(device_name: str, memory_bytes: float) -> Gpu | None:
+    """The GPU that a driver calls `NVIDIA A100-SXM4-80GB` and the like; None for one that is not listed."""
+    words = device_name.upper().replace("NVIDIA", "").replace("-", " ").split()
+    found = [gpu for gpu in GPUS.values() if _family(gpu.name) in words]
+    if "6000" in words and "ADA" in words:
+        found = [GPUS["6000-Ada"]]
+    return min(found, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes), default=None)
+
+
+def _family(name: str) -> str:
+    return name.upper().removeprefix("RTX-").split("-")[0]
+
+
+def _own_number(text: str, unit: str, scale: float) -> Link | None:
+    plain = text.strip().lower().replace(" ", "")
+    if not plain.endswith(unit):
+        return None
+    try:
+        value = float(plain.removesuffix(unit)) * scale
+    except ValueError:
+        return None
+    return Link(plain, value) if 0 < value < float("inf") else None
+
+
+def _find(name: str, known: Mapping[str, T], shown: str, listed: Mapping[str, T], otherwise: str) -> T:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(f"{shown} is not known{guess}; choose one of {', '.join(listed)}, {otherwise}.")

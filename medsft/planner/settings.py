@@ -1,0 +1,99 @@
+"""What a DeepSpeed configuration says about memory and traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from medsft.errors import UserError
+
+_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# DeepSpeed's own defaults (deepspeed/runtime/zero/config.py), for what the JSON leaves out.
+_DEFAULTS = {
+    "reduce_bucket_size": 5e8,
+    "stage3_prefetch_bucket_size": 5e7,
+    "stage3_param_persistence_threshold": 1e5,
+    "stage3_max_live_parameters": 1e9,
+    "sub_group_size": 1e9,
+}
+# What the trainer fills in for "auto" (medsft.engine.deepspeed_config).
+_AUTO = {
+    "reduce_bucket_size": 2e8,
+    "stage3_prefetch_bucket_size": 2e8,
+    "stage3_param_persistence_threshold": 1e5,
+}
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """ZeRO-3 as configured.
+
+    Attributes:
+        precision: bf16, fp16 or fp32, of the weights in the forward pass.
+        offload_optimizer: none, cpu or nvme: where Adam's states live.
+        offload_param: none or cpu: where the slices of the weights live.
+        pins_optimizer: its buffers on the host are page-locked.
+        pins_param: those of the weights are.
+        reduce_bucket, prefetch_bucket, max_live, persistence, sub_group: in elements.
+        hpz: ranks that share a further copy of the weights (hpZ); 1: none.
+        nvme_buffers: buffers of a sub-group each, through which states come from NVMe.
+        overlaps: collectives run beside the computation.
+    """
+
+    precision: str
+    offload_optimizer: str
+    offload_param: str
+    pins_optimizer: bool
+    pins_param: bool
+    reduce_bucket: int
+    prefetch_bucket: int
+    max_live: int
+    persistence: int
+    sub_group: int
+    hpz: int
+    nvme_buffers: int
+    overlaps: bool
+
+    @classmethod
+    def of(cls, ds_config: Mapping[str, Any]) -> Self:
+        """Reads a configuration, settled or not. Raises `UserError` where it is not ZeRO-3."""
+        zero = ds_config.get("zero_optimization") or {}
+        if zero.get("stage") != 3:
+            raise UserError(
+                f"zero_optimization.stage is {zero.get('stage')}, but this trainer shards with stage 3."
+            )
+        optimizer, param = zero.get("offload_optimizer") or {}, zero.get("offload_param") or {}
+
+        def elements(name: str) -> int:
+            value = zero.get(name, _DEFAULTS[name])
+            return int(_AUTO[name] if value == "auto" else value)
+
+        return cls(
+            precision=_precision(ds_config),
+            offload_optimizer=optimizer.get("device", "none"),
+            offload_param=param.get("device", "none"),
+            pins_optimizer=bool(optimizer.get("pin_memory", False)),
+            pins_param=bool(param.get("pin_memory", False)),
+            reduce_bucket=elements("reduce_bucket_size"),
+            prefetch_bucket=elements("stage3_prefetch_bucket_size"),
+            max_live=elements("stage3_max_live_parameters"),
+            persistence=elements("stage3_param_persistence_threshold"),
+            sub_group=elements("sub_group_size"),
+            hpz=int(zero.get("zero_hpz_partition_size", 1)),
+            nvme_buffers=int(optimizer.get("buffer_count", 4)),
+            overlaps=bool(zero.get("overlap_comm", True)),
+        )
+
+    @property
+    def bytes_a_weight(self) -> int:
+        """Bytes of a weight in the forward pass, and of a gradient that travels."""
+        return _BYTES[self.precision]
+
+
+def _precision(ds_config: Mapping[str, Any]) -> str:
+    for name in ("bf16", "fp16"):
+        enabled = (ds_config.get(name) or {}).get("enabled", False)
+        if enabled is True or (enabled == "auto" and name == "bf16"):
+            return name
+    return "fp32"

@@ -1,0 +1,107 @@
+"""The shape of a ChatGLM, and the number of its parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+
+class HasShape(Protocol):
+    """A configuration as `medsft.chatglm.ChatGLMConfig` has it."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    inner_hidden_size: int
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model: rows of the vocabulary, widths, layers, heads, and whether head and embedding are
+    one.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+        hidden_size: width of a token's state.
+        num_layers: blocks.
+        num_attention_heads: heads of a block.
+        inner_hidden_size: width inside the feed-forward.
+        tie_word_embeddings: the head is the embedding's matrix.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    inner_hidden_size: int
+    tie_word_embeddings: bool = True
+
+    @classmethod
+    def of(cls, config: HasShape) -> Self:
+        """The shape of a model's configuration, which has been checked when it was made."""
+        return cls(
+            config.vocab_size,
+            config.hidden_size,
+            config.num_layers,
+            config.num_attention_heads,
+            config.inner_hidden_size,
+            config.tie_word_embeddings,
+        )
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Elements of the embedding, and as many of the head."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one block: 4E² + 4E attention, 2EF + F + E feed-forward, 4E in two LayerNorms."""
+        width, inner = self.hidden_size, self.inner_hidden_size
+        return 4 * width**2 + 4 * width + 2 * width * inner + inner + width + 4 * width
+
+    @property
+    def body_parameters(self) -> int:
+        """Of all blocks and the final LayerNorm: what every token passes through."""
+        return self.num_layers * self.layer_parameters + 2 * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters; a tied head counts once."""
+        return self.body_parameters + self.matrix_parameters * (1 if self.tie_word_embeddings else 2)
+
+    def tensors(self) -> Iterator[int]:
+        """Elements of each parameter, in the model's order."""
+        width, inner = self.hidden_size, self.inner_hidden_size
+        yield self.matrix_parameters
+        for _ in range(self.num_layers):
+            yield from (width, width, 3 * width**2, 3 * width, width**2, width, width, width)
+            yield from (width * inner, inner, width * inner, width)
+        yield from (width, width)
+        if not self.tie_word_embeddings:
+            yield self.matrix_parameters
+
+    def slice_elements(self, world_size: int) -> int:
+        """Elements of one rank under ZeRO-3: each parameter is cut apart, its last slice padded."""
+        return sum(math.ceil(size / world_size) for size in self.tensors())
+
+    def sub_groups(self, world_size: int, sub_group_size: int) -> tuple[int, ...]:
+        """Elements of each of a rank's sub-groups.
+
+        DeepSpeed closes a sub-group with the parameter by which it reaches `sub_group_size` elements, so it
+        may be larger by nearly a whole slice (deepspeed/runtime/zero/stage3.py, `_create_fp16_sub_groups`).
+        """
+        groups, size = [], 0
+        for elements in self.tensors():
+            size += math.ceil(elements / world_size)
+            if size >= sub_group_size:
+                groups.append(size)
+                size = 0
+        return (*groups, size) if size else tuple(groups)
+
+    def kept_whole(self, threshold: int) -> int:
+        """Elements of the parameters of at most `threshold` elements, which every rank keeps gathered."""
+        return sum(size for size in self.tensors() if size <= threshold)
