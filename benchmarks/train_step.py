@@ -27,13 +27,11 @@ from torch.nn import functional as F
 from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from medsft.data.dataset import Row
 from medsft.data.pack import pack, pad
+from medsft.planner.lengths import MED_CHATGLM_QUANTILES as QUANTILES
+from medsft.planner.lengths import MED_CHATGLM_SUPERVISED_SHARE as SUPERVISED_SHARE
 
 BATCH = 16
 MICRO_BATCH = 8
-# Med-ChatGLM's 7,622 pairs with the v1.1 tokenizer: length in tokens at these shares, and how much of an
-# example is supervised.
-QUANTILES = ((0.0, 20), (0.05, 38), (0.25, 52), (0.5, 63), (0.75, 78), (0.9, 92), (0.99, 126), (1.0, 264))
-SUPERVISED_SHARE = 34.6 / 66
 SHAPE = {"hidden_size": 512, "num_layers": 6, "num_attention_heads": 8, "inner_hidden_size": 2048}
 
 

@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher import preflight
+from launcher import place, preflight
 from launcher.errors import LauncherError
 from launcher.exit_codes import FINISHED, USER_ERROR
-from launcher.hosts import place
-from launcher.hosts.place import Place
 from launcher.job import Job
 from launcher.make_job import make_job
+from launcher.place import Place
 from launcher.preflight.table import Report
 from launcher.run_folder import OUTPUT_FLAGS, find_path
 from launcher.supervision.signals import held_back

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.environment import travelling
-from launcher.hosts.place import Place
 from launcher.hosts.ports import check_port
 from launcher.job import Job, existing_script, parse_environment
+from launcher.place import Place
 from launcher.run_folder import RunFolder
 
 

@@ -10,14 +10,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from signal import Signals
 
-from launcher import run_folder
+from launcher import place, ports, run_folder
 from launcher.check import before_start
 from launcher.errors import LauncherError
 from launcher.exit_codes import CRASHED, FINISHED
-from launcher.hosts import place, ports
-from launcher.hosts.place import Place
 from launcher.job import Job
 from launcher.make_job import make_job
+from launcher.place import Place
 from launcher.run_folder import RunFolder
 from launcher.supervision import requeue, restart
 from launcher.supervision.watch import Grace, JobEnd, watch

@@ -66,7 +66,8 @@ def decide(
     `asked_by`: the signal that asked the launcher to stop, None when the ranks stopped by themselves
     (the file STOP, or signals that went to the job's steps); `restart_count`: SLURM_RESTART_COUNT;
     `max_requeues`: 0 for never; `has_progressed`: whether there is a newer checkpoint than at the start of
-    the job, without which the next one would get no further than this one. Requeues made by Slurm itself count like our own.
+    the job, without which the next one would get no further than this one. Requeues made
+    by Slurm itself count like our own.
     """
     if max_requeues == 0:
         return Decision(False, "requeueing is not asked for (--max-requeues 0)")

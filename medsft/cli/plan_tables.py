@@ -37,8 +37,8 @@ def headline(job: Job, cluster: Cluster, made: Plan) -> str:
     lines = [
         f"model: {job.shape.num_parameters:,} parameters",
         f"data: {len(lengths):,} examples, {lengths.mean_tokens:.1f} tokens of which "
-        f"{lengths.mean_targets:.1f} supervised; {made.num_steps:,} steps of {made.batch.global_size} examples,"
-        f" {sizes.num_tokens:,.0f} tokens ({sizes.num_tokens / sizes.num_slots:.0%} of the slots)",
+        f"{lengths.mean_targets:.1f} supervised; {made.num_steps:,} steps of {made.batch.global_size} "
+        f"examples, {sizes.num_tokens:,.0f} tokens ({sizes.num_tokens / sizes.num_slots:.0%} of the slots)",
         f"machines: {cluster.nodes} x {cluster.gpus_per_node} {device}",
     ]
     if gpu is not None:

@@ -9,9 +9,9 @@ import pytest
 
 from launcher import options
 from launcher.environment import travelling
-from launcher.hosts.place import Place
 from launcher.job import OWNED_VARIABLES, Node
 from launcher.make_job import make_job
+from launcher.place import Place
 from launcher.transport import TRANSPORTS
 
 ODD = "a b'c\"d, $(reboot) $HOME `x` \\ % 中文\n="

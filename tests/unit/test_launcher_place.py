@@ -9,9 +9,9 @@ import pytest
 from launcher import options
 from launcher.errors import LauncherError
 from launcher.hosts import address
-from launcher.hosts.place import choose
 from launcher.hosts.selection import select
 from launcher.job import Node
+from launcher.place import choose
 
 NODES = (Node("node1", 4), Node("node2", 2), Node("node3", 8))
 ALLOCATION = {

@@ -13,9 +13,9 @@ import pytest
 from launcher import __main__ as command_line
 from launcher import options, run_folder, shell
 from launcher.errors import LauncherError
-from launcher.hosts.place import Place
 from launcher.job import Node
 from launcher.make_job import make_job
+from launcher.place import Place
 from launcher.preflight.findings import CHECKS
 from launcher.ranks import local
 from launcher.ranks.commands import rank_commands

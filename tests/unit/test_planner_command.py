@@ -1,0 +1,164 @@
+"""`medsft plan`, and the plan with which a training starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medsft import fitting
+from medsft.cli import app
+from medsft.errors import UserError
+from medsft.planner.advice import read_configs
+from medsft.planner.cluster import Cluster
+from medsft.planner.hardware import GPUS, LINKS
+from medsft.planner.lengths import Lengths
+from medsft.planner.plan import Batch, Plan, plan
+from medsft.planner.shape import Shape
+
+CHATGLM_6B = Shape(130_528, 4096, 28, 32, 16_384)
+
+
+def run(*arguments: str | Path) -> str:
+    """What the command prints."""
+    result = CliRunner().invoke(app, ["plan", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_table_names_what_matters():
+    shown = run("--gpu", "A100-80", "--price_per_gpu_hour", "2")
+    for text in (
+        "6,173,286,400 parameters",
+        "zero3.json",
+        "collectives inside a host",
+        "optimiser step",
+        "cost",
+    ):
+        assert text in shown
+    assert "More GPUs will not help at 16 examples a step" in shown
+    assert "python -m launcher run --num-gpus 8 medsft/train.py --deepspeed ds_configs/zero3.json" in shown
+
+
+def test_what_does_not_fit_is_said():
+    shown = run("--gpu", "4090", "--gpus_per_node", "1", "--host_memory_gib", "32")
+    assert "Nothing fits" in shown and "GB short on each host" in shown
+    assert "It fits on" in shown
+
+
+def test_json_of_a_folder_with_real_lengths(tmp_path):
+    from medsft.chatglm import ChatGLMConfig
+    from medsft.chatglm.init import count_parameters
+    from medsft.chatglm.tokenizer_training import train_tokenizer
+
+    folder = tmp_path / "模型 1"
+    data = folder / "数据 1.jsonl"
+    folder.mkdir()
+    pairs = [
+        {"prompt": f"偏头痛第{n}次要挂什么科？", "response": "应到神经内科就诊。" * (n % 5 + 1)}
+        for n in range(60)
+    ]
+    data.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
+    train_tokenizer((pair["prompt"] + pair["response"] for pair in pairs), folder, 420)
+    config = ChatGLMConfig(
+        vocab_size=448, bos_token_id=440, eos_token_id=441,
+        hidden_size=64, num_layers=3, num_attention_heads=4, inner_hidden_size=256,
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    shown = json.loads(
+        run(
+            "--model_name_or_path",
+            folder,
+            "--train_file",
+            data,
+            "--gpu",
+            "cpu",
+            "--gpus_per_node",
+            "2",
+            "--json",
+        )
+    )
+    assert shown["parameters"] == count_parameters(config)
+    assert shown["num_steps"] == 12  # 3 x 60 / 16, rounded up
+    assert shown["recommended"] == "zero3_cpu.json"
+    (only,) = shown["configurations"]
+    assert only["step"] is None and only["fits"]
+    assert {stage["name"] for stage in only["stages"]} == {
+        "load", "forward and backward", "optimiser step", "save", "resume",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "0"], "--nodes 0 must be 1 or more"),
+        (["--gpus_per_node", "0"], "--gpus_per_node 0 must be 1 or more"),
+        (["--gpu", "B9000"], "--gpu B9000 is not known.*A100-80"),
+        (["--gpu", "custom"], "--gpu custom needs --gpu_memory_gib, --gpu_tflops, --gpu_bandwidth_gbs"),
+        (["--gpu_memory_gib", "-1"], "--gpu_memory_gib -1.0 must be above 0"),
+        (["--gpu_tflops", "nan"], "--gpu_tflops nan must be above 0"),
+        (["--preset", "9000b"], "no preset '9000b'; choose one of chatglm-6b"),
+        (["--network", "smoke"], "--network smoke is not known.*100g"),
+        (["--interconnect", "string"], "--interconnect string is not known.*nvlink3"),
+        (["--lengths", "short"], "--lengths 'short' must be share:tokens"),
+        (["--global_batch_size", "0"], "--global_batch_size 0 must be 1 or more"),
+        (["--num_train_epochs", "0"], "--num_train_epochs 0.0 must be above 0"),
+        (["--efficiency", "2"], "--efficiency 2.0 must be above 0 and at most 1"),
+        (["--train_file", "x.jsonl"], "--train_file needs a tokenizer"),
+        (["--model_name_or_path", "nowhere"], "nowhere.*cannot be read"),
+    ],
+)
+def test_bad_input_says_what_is_allowed(arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_impossible_shapes_are_refused(tmp_path):
+    for fields, message in (
+        ({"hidden_size": 100, "num_attention_heads": 32}, "hidden_size 100 is not a multiple of 4 x"),
+        ({"num_layers": 0}, "num_layers is 0, must be at least 1"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide', must be a whole number"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            run("--model_name_or_path", tmp_path)
+
+
+def made_plan(gpu: str | None, host_gib: float, name: str, ranks: int = 1) -> Plan:
+    device = GPUS[gpu] if gpu else None
+    memory = device.memory_bytes if device else 0.0
+    cluster = Cluster(device, ranks, 1, memory, host_gib * 2**30, LINKS["pcie4"])
+    lengths = Lengths.from_quantiles(num_examples=100)
+    return plan(CHATGLM_6B, lengths, cluster, read_configs()[name], Batch(16, 16 // ranks, 1))
+
+
+def test_a_run_that_cannot_fit_is_told_with_the_arithmetic():
+    fault = fitting.misfit(made_plan("RTX-4090", 1000, "zero3.json"))
+    assert "a GPU: " in fault and "Adam: moments 49.4 GB" in fault and "there are 25.2 GB" in fault
+    fault = fitting.misfit(made_plan(None, 64, "zero3_cpu.json", ranks=2))
+    assert "this host, with 2 ranks of" in fault and "there are 68.7 GB" in fault
+    assert fitting.misfit(made_plan("H200-141", 200, "zero3.json")) is None
+
+
+def test_a_run_within_the_tolerance_is_let_through():
+    made = made_plan(None, 1000, "zero3_cpu.json")
+    need = made.host_bytes / 2**30
+    assert fitting.misfit(made_plan(None, need * 0.95, "zero3_cpu.json")) is None
+    assert fitting.misfit(made_plan(None, need * 0.85, "zero3_cpu.json")) is not None
+
+
+def test_one_line_at_the_start():
+    line = fitting.describe(made_plan("A100-80", 1000, "zero3.json", ranks=8))
+    assert "a GPU needs about" in line and "s a step" in line and "\n" not in line
+    line = fitting.describe(made_plan(None, 1000, "zero3_cpu.json"))
+    assert line.startswith("a host needs about") and "a step" not in line
+
+
+def test_this_machine():
+    cluster = fitting.this_cluster(torch.device("cpu"), 2, 3)
+    assert (cluster.gpu, cluster.world_size) == (None, 6)
+    assert 2**28 < cluster.host_memory_bytes == fitting.host_memory_bytes()
