@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from signal import Signals
 
-from launcher import place, ports, run_folder
+from launcher import place, run_folder
 from launcher.check import before_start
 from launcher.errors import LauncherError
 from launcher.exit_codes import CRASHED, FINISHED
+from launcher.hosts import ports
 from launcher.job import Job
 from launcher.make_job import make_job
 from launcher.place import Place

@@ -190,7 +190,7 @@ def _sentences(
             f"At {batch} examples a step only {now.sizes.ranks_at_work} of {cluster.world_size} ranks get "
             "one."
         )
-    if now.batch.num_micro_batches > 1 and cluster.world_size > 1:
+    if job.per_device_size is not None and now.batch.num_micro_batches > 1 and cluster.world_size > 1:
         yield (
             f"{now.batch.num_micro_batches} micro-batches a step repeat the collectives as often; larger "
             "ones (--per_device_train_batch_size) save that where memory allows."

@@ -23,6 +23,7 @@ MED_CHATGLM_SUPERVISED_SHARE = 34.6 / 66
 """Share of an example's tokens that is supervised, on average."""
 
 _SAMPLED_STEPS = 32
+_SAMPLED_EXAMPLES = 65_536
 _MULTIPLE = 8  # slots of a row are rounded up to it (medsft.data.pack.LENGTH_MULTIPLE)
 _DUMMY = 2  # slots of a rank without examples (medsft.data.pack.DUMMY_LENGTH)
 
@@ -130,7 +131,7 @@ def step_sizes(
     Raises `UserError` when an example is longer than `max_tokens`, the most tokens of a packed micro-batch.
     """
     chance = random.Random(0)
-    num_examples = min(global_batch_size, 16 * len(lengths))
+    num_examples = min(global_batch_size, _SAMPLED_EXAMPLES)
     totals = [0.0] * 7
     largest_slots = largest_targets = row_slots = ranks_at_work = 0
     num_steps = max(1, min(_SAMPLED_STEPS, 20_000 // num_examples))
