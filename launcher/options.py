@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     _add_start(run)
     run.add_argument("--dry-run", action="store_true", help="show the commands and their environment only")
     _add_end(run)
-    preflight.add_arguments(run)
+    preflight.add_arguments(run.add_argument_group("the check before the start"))
     _add_script(run)
     check = actions.add_parser(
         "check",
@@ -56,7 +56,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     _add_place(check)
     _add_start(check)
-    preflight.add_arguments(check)
+    preflight.add_arguments(check.add_argument_group("the check"))
     check.add_argument("--json", action="store_true", help="print JSON instead of the table")
     _add_script(check, nargs=argparse.REMAINDER)
     node = actions.add_parser(
@@ -74,7 +74,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
+def _add_place(command: argparse.ArgumentParser) -> None:
+    parser = command.add_argument_group("where")
     parser.add_argument("--hostfile", "-H", type=Path, metavar="FILE", help='"host slots=N" lines')
     parser.add_argument(
         "--transport",
@@ -100,7 +101,8 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", metavar="LIST", help="hosts and their slots to leave out")
 
 
-def _add_start(parser: argparse.ArgumentParser) -> None:
+def _add_start(command: argparse.ArgumentParser) -> None:
+    parser = command.add_argument_group("start")
     parser.add_argument(
         "--master-addr",
         "--master_addr",
@@ -131,7 +133,8 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_end(parser: argparse.ArgumentParser) -> None:
+def _add_end(command: argparse.ArgumentParser) -> None:
+    parser = command.add_argument_group("watching, and starting again")
     parser.add_argument(
         "--grace",
         type=_seconds,

@@ -16,6 +16,7 @@ from medsft.chatglm import ChatGLMConfig
 from medsft.chatglm.weights import parse_size
 from medsft.config import Config
 from medsft.data.dataset import EncodedDataset
+from medsft.data.plan import StepPlan
 from medsft.engine.deepspeed_config import Batch
 from medsft.engine.distributed import World, from_all, together
 from medsft.errors import UserError
@@ -23,7 +24,7 @@ from medsft.planner import plan as planning
 from medsft.planner.cluster import Cluster
 from medsft.planner.hardware import LINKS, Gpu, match_gpu
 from medsft.planner.lengths import Lengths
-from medsft.planner.memory import Saves, Stage
+from medsft.planner.memory import Saves
 from medsft.planner.shape import Shape
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def check_fit(
     config: Config,
     model: ChatGLMConfig,
     data: EncodedDataset,
-    num_steps: int,
+    steps: StepPlan,
     batch: Batch,
     most_tokens: int,
     ds_config: Mapping[str, Any],
@@ -57,14 +58,14 @@ def check_fit(
             this_cluster(world.device, max(ranks_of_host.values()), len(ranks_of_host)),
             ds_config,
             planning.Batch(
-                batch.global_size,
+                len(steps.examples(0)),
                 batch.per_device_size,
                 batch.num_micro_batches,
                 most_tokens if flags.packing else None,
                 flags.packing,
                 config.model.gradient_checkpointing,
                 flags.num_train_epochs,
-                num_steps,
+                steps.num_steps,
             ),
             Saves(config.run.save_strategy != "no", parse_size(config.run.max_shard_size)),
         )
@@ -133,25 +134,29 @@ def misfit(made: planning.Plan) -> str | None:
     if cluster.gpu is not None:
         stage = max(made.stages, key=lambda stage: stage.gpu_bytes)
         if stage.gpu_bytes * (1 - TOLERANCE) > cluster.gpu_memory_bytes:
-            return _arithmetic(stage, stage.gpu, stage.gpu_bytes, "a GPU", cluster.gpu_memory_bytes)
+            return (
+                f"the run cannot fit: a GPU needs {_gb(stage.gpu_bytes)} ({stage.name}: {_sum(stage.gpu)}) "
+                f"and has {_gb(cluster.gpu_memory_bytes)}."
+            )
     if cluster.host_memory_bytes is not None:
         stage = max(made.stages, key=made.node_bytes)
-        need = made.node_bytes(stage)
+        need, ranks = made.node_bytes(stage), cluster.gpus_per_node
         if need * (1 - TOLERANCE) > cluster.host_memory_bytes:
-            what = f"this host, with {cluster.gpus_per_node} ranks of"
-            return _arithmetic(stage, stage.host, need, what, cluster.host_memory_bytes)
+            return (
+                f"the run cannot fit: a host with {ranks} rank{'s' if ranks > 1 else ''} needs {_gb(need)} "
+                f"({stage.name}, for each rank: {_sum(stage.host)}) and has {_gb(cluster.host_memory_bytes)}."
+            )
     return None
 
 
-def _arithmetic(stage: Stage, parts: Mapping[str, float], need: float, what: str, memory: float) -> str:
-    shown = ", ".join(
-        f"{name} {_gb(size)}" for name, size in parts.items() if size >= 0.01 * sum(parts.values())
-    )
-    sum_of = f" {shown}" if what.endswith("of") else f": {shown}"
-    return (
-        f"the run cannot fit: in its part {stage.name!r} {what}{sum_of}, needs {_gb(need)}, and there are "
-        f"{_gb(memory)}."
-    )
+def _sum(parts: Mapping[str, float]) -> str:
+    """Components from the largest on, those below one per cent as one."""
+    whole = sum(parts.values())
+    shown = sorted((item for item in parts.items() if item[1] >= 0.01 * whole), key=lambda item: -item[1])
+    rest = whole - sum(size for _, size in shown)
+    if rest >= 0.05e9:
+        shown.append(("the rest", rest))
+    return " + ".join(f"{name} {_gb(size)}" for name, size in shown)
 
 
 def _gb(size: float) -> str:

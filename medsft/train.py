@@ -103,7 +103,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     logger.info("first example, %s\n%s", data.source(0), describe_example(data[0], base.tokenizer))
     plan = assembly.plan_steps(config, data, validation_data, batch, world)
     assembly.compare_ranks(config, base, data, validation_data, plan, ds_config, world)
-    check_fit(config, base.config, data, plan.num_steps, batch, most_tokens(config), ds_config, world)
+    check_fit(config, base.config, data, plan, batch, most_tokens(config), ds_config, world)
     checkpoint = find_checkpoint(config, base, plan, folder, world)
     start_step = 0 if checkpoint is None else checkpoint.manifest.step
     if is_finished(folder, checkpoint, plan, world):

@@ -74,7 +74,7 @@ class Settings:
     at_once: int = 64
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse._ActionsContainer) -> None:
     """The flags of a check; `settings` reads them."""
     parser.add_argument(
         "--skip",

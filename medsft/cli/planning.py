@@ -161,7 +161,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(_as_json(found, grown, price_per_gpu_hour), ensure_ascii=False, indent=2))
         return
-    _print(job, cluster, found, grown, price_per_gpu_hour, model_name_or_path, train_file)
+    _print(job, cluster, found, grown, price_per_gpu_hour, model_name_or_path, train_file, deepspeed)
 
 
 def _check(*rules: tuple[str, Any, bool, str]) -> None:
@@ -301,6 +301,7 @@ def _print(
     price: float | None,
     model: Path | None,
     train_file: list[Path] | None,
+    deepspeed: Path | None,
 ) -> None:
     from medsft.cli import plan_tables
     from medsft.cli.checkpoint_tables import write
@@ -314,10 +315,13 @@ def _print(
     for sentence in grown.advice:
         typer.echo(f"- {sentence}")
     if found[0].plan.fits:
-        if cluster.nodes > 1 and "hpz" in found[0].name:
-            typer.echo(f"- Set zero_hpz_partition_size in {found[0].name} to {cluster.gpus_per_node}.")
+        if found[0].plan.settings.hpz > 1:
+            typer.echo(f"- zero_hpz_partition_size in {found[0].name} is to be {cluster.gpus_per_node}.")
         words = command(
-            found[0], str(model or "models/chatglm-6b"), str((train_file or ["data/train.jsonl"])[0])
+            found[0],
+            str(model or "models/chatglm-6b"),
+            str((train_file or ["data/train.jsonl"])[0]),
+            deepspeed=deepspeed and str(deepspeed),
         )
         typer.echo(f"\n{shown_command(words)}")
         return

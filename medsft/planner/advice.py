@@ -233,14 +233,23 @@ def gpus_that_fit(
     return None
 
 
-def command(candidate: Candidate, model: str, train_file: str, output_dir: str = "runs/planned") -> list[str]:
-    """The command line that starts the planned run, as words."""
+def command(
+    candidate: Candidate,
+    model: str,
+    train_file: str,
+    output_dir: str = "runs/planned",
+    deepspeed: str | None = None,
+) -> list[str]:
+    """The command line that starts the planned run, as words.
+
+    `deepspeed`: path of the configuration, where it is not the one of that name in ds_configs.
+    """
     made = candidate.plan
     where = ["--num-gpus", str(made.cluster.gpus_per_node)]
     if made.cluster.nodes > 1:
         where = ["--hostfile", "hostfile"]
     words = ["python", "-m", "launcher", "run", *where, "medsft/train.py"]
-    words += ["--deepspeed", f"ds_configs/{candidate.name}", "--model_name_or_path", model]
+    words += ["--deepspeed", deepspeed or f"ds_configs/{candidate.name}", "--model_name_or_path", model]
     words += ["--train_file", train_file, "--output_dir", output_dir]
     words += ["--global_batch_size", str(made.batch.global_size)]
     words += ["--per_device_train_batch_size", str(made.batch.per_device_size)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from medsft.errors import UserError
@@ -125,7 +125,8 @@ def match_gpu(device_name: str, memory_bytes: float) -> Gpu | None:
     found = [gpu for gpu in GPUS.values() if _family(gpu.name) in words]
     if "6000" in words and "ADA" in words:
         found = [GPUS["6000-Ada"]]
-    return min(found, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes), default=None)
+    nearest = min(found, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes), default=None)
+    return replace(nearest, link="pcie4") if nearest and "PCIE" in words else nearest
 
 
 def _family(name: str) -> str:

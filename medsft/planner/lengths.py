@@ -23,7 +23,7 @@ MED_CHATGLM_SUPERVISED_SHARE = 34.6 / 66
 """Share of an example's tokens that is supervised, on average."""
 
 _SAMPLED_STEPS = 32
-_SAMPLED_EXAMPLES = 65_536
+_SAMPLED_EXAMPLES = 20_000
 _MULTIPLE = 8  # slots of a row are rounded up to it (medsft.data.pack.LENGTH_MULTIPLE)
 _DUMMY = 2  # slots of a rank without examples (medsft.data.pack.DUMMY_LENGTH)
 
@@ -131,12 +131,11 @@ def step_sizes(
     Raises `UserError` when an example is longer than `max_tokens`, the most tokens of a packed micro-batch.
     """
     chance = random.Random(0)
-    num_examples = min(global_batch_size, _SAMPLED_EXAMPLES)
     totals = [0.0] * 7
     largest_slots = largest_targets = row_slots = ranks_at_work = 0
-    num_steps = max(1, min(_SAMPLED_STEPS, 20_000 // num_examples))
+    num_steps = max(1, min(_SAMPLED_STEPS, _SAMPLED_EXAMPLES // global_batch_size))
     for _ in range(num_steps):
-        chosen = [chance.randrange(len(lengths)) for _ in range(num_examples)]
+        chosen = [chance.randrange(len(lengths)) for _ in range(global_batch_size)]
         tokens = [lengths.tokens[number] for number in chosen]
         targets = [lengths.targets[number] for number in chosen]
         if packing:
@@ -161,9 +160,8 @@ def step_sizes(
         longest = max(map(max, slots)) if packing else _round_up(max(tokens))
         row_slots = max(row_slots, longest)
         ranks_at_work = max(ranks_at_work, sum(any(rank) for rank in dealt))
-    scale = global_batch_size / num_examples / num_steps
-    *extensive, passes = (total * scale for total in totals)
-    return StepSizes(*extensive, passes, largest_slots, largest_targets, row_slots, ranks_at_work)
+    means = (total / num_steps for total in totals)
+    return StepSizes(*means, largest_slots, largest_targets, row_slots, ranks_at_work)
 
 
 def _round_up(length: int) -> int:

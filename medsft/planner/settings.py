@@ -67,7 +67,12 @@ class ZeroSettings:
 
         def elements(name: str) -> int:
             value = zero.get(name, _DEFAULTS[name])
-            return int(_AUTO[name] if value == "auto" else value)
+            value = _AUTO.get(name) if value == "auto" else value
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+                raise UserError(
+                    f"zero_optimization.{name} is {zero[name]!r}, must be a number of elements, 0 or more."
+                )
+            return int(value)
 
         return cls(
             precision=_precision(ds_config),

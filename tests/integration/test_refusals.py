@@ -77,6 +77,15 @@ def limits_beyond_the_positions(tmp_path, _):
     return {"max_source_length": 3000}, ["--max_source_length 3000", "--max_target_length 256"]
 
 
+def more_than_the_memory(tmp_path, _):
+    """A row of half a million tokens: its attention mask alone is terabytes."""
+    return {"per_device_train_batch_size": 20_000}, [
+        "the run cannot fit",
+        "activations",
+        "--allow_low_memory true",
+    ]
+
+
 def unfitting_batch(tmp_path, _):
     more = {"global_batch_size": 16, "gradient_accumulation_steps": 3}
     return more, ["--global_batch_size 16", "--gradient_accumulation_steps 3"]
@@ -108,6 +117,7 @@ def test_two_ranks_refuse_together(fault, toy_model, instruction_file, tmp_path)
         missing_model,
         limits_beyond_the_positions,
         unfitting_batch,
+        more_than_the_memory,
         path_without_a_checkpoint,
     ],
     ids=lambda fault: fault.__name__,

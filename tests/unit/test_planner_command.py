@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from typer.testing import CliRunner
 
 from medsft import fitting
+from medsft.chatglm import ChatGLMConfig
 from medsft.cli import app
+from medsft.config import parse
+from medsft.data.plan import StepPlan
+from medsft.engine.deepspeed_config import resolve_batch
+from medsft.engine.distributed import World
 from medsft.errors import UserError
 from medsft.planner.advice import read_configs
 from medsft.planner.cluster import Cluster
@@ -128,6 +136,19 @@ def test_impossible_shapes_are_refused(tmp_path):
             run("--model_name_or_path", tmp_path)
 
 
+def test_a_configuration_of_ones_own(tmp_path):
+    path = tmp_path / "我的 zero3.json"
+    values = read_configs()["zero3.json"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert f"--deepspeed '{path}'" in run("--deepspeed", path, "--gpu", "H200")
+    with pytest.raises(UserError, match="no configuration suits V100"):
+        run("--deepspeed", path, "--gpu", "V100")
+    values["zero_optimization"]["sub_group_size"] = "large"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(UserError, match="sub_group_size is 'large', must be a number of elements"):
+        run("--deepspeed", path)
+
+
 def made_plan(gpu: str | None, host_gib: float, name: str, ranks: int = 1) -> Plan:
     device = GPUS[gpu] if gpu else None
     memory = device.memory_bytes if device else 0.0
@@ -138,9 +159,9 @@ def made_plan(gpu: str | None, host_gib: float, name: str, ranks: int = 1) -> Pl
 
 def test_a_run_that_cannot_fit_is_told_with_the_arithmetic():
     fault = fitting.misfit(made_plan("RTX-4090", 1000, "zero3.json"))
-    assert "a GPU: " in fault and "Adam: moments 49.4 GB" in fault and "there are 25.2 GB" in fault
+    assert "a GPU needs" in fault and "Adam: moments 49.4 GB + " in fault and "and has 25.2 GB" in fault
     fault = fitting.misfit(made_plan(None, 64, "zero3_cpu.json", ranks=2))
-    assert "this host, with 2 ranks of" in fault and "there are 68.7 GB" in fault
+    assert "a host with 2 ranks needs" in fault and "and has 68.7 GB" in fault
     assert fitting.misfit(made_plan("H200-141", 200, "zero3.json")) is None
 
 
@@ -156,6 +177,30 @@ def test_one_line_at_the_start():
     assert "a GPU needs about" in line and "s a step" in line and "\n" not in line
     line = fitting.describe(made_plan(None, 1000, "zero3_cpu.json"))
     assert line.startswith("a host needs about") and "a step" not in line
+
+
+def test_a_misfit_starts_only_when_told_to(tmp_path, caplog):
+    """ChatGLM-6B in fp32 on hosts like this one, a thousand examples of 2,048 tokens a micro-batch."""
+    config = ChatGLMConfig()
+    steps = StepPlan.for_run(1000, "", 1000, 0, 1.0)
+    data = SimpleNamespace(lengths=[2048] * 1000, num_targets=[1024] * 1000)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        for told in ("false", "true"):
+            flags = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]
+            settings = parse([*flags, "--allow_low_memory", told])
+            batch = resolve_batch(1, 1000, None, None)
+            arguments = (settings, config, data, steps, batch, 10**7, read_configs()["zero3_cpu.json"])
+            with caplog.at_level(logging.INFO):
+                if told == "false":
+                    with pytest.raises(UserError, match=r"cannot fit.*activations.*--allow_low_memory true"):
+                        fitting.check_fit(*arguments, World(0, 1, 0, torch.device("cpu")))
+                else:
+                    fitting.check_fit(*arguments, World(0, 1, 0, torch.device("cpu")))
+    finally:
+        dist.destroy_process_group()
+    assert "plan: a host needs about" in caplog.text
+    assert "--allow_low_memory: the run cannot fit" in caplog.text
 
 
 def test_this_machine():

@@ -12,7 +12,7 @@ from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from medsft.chatglm.init import PRESETS, count_parameters, parameter_shapes
 from medsft.chatglm.positions import prefix_mask
 from medsft.planner import memory, traffic
-from medsft.planner.advice import read_configs
+from medsft.planner.advice import FOLDER, read_configs
 from medsft.planner.cluster import PEAK, Cluster
 from medsft.planner.flops import mfu, step_flops, visible_pairs
 from medsft.planner.hardware import GPUS, LINKS, Link
@@ -228,3 +228,29 @@ def test_one_gpu_with_the_optimiser_on_the_host():
     # 99 GB of states and gradients; DeepSpeed keeps the fp32 gradients a second time.
     host = sum(size for name, size in passes.host.items() if name != "process")
     assert host / 1e9 == pytest.approx(98.8 + 24.7, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain_gb", "one_gpu_gb", "buffers_gb"),
+    [
+        ("zero3_offload_optimizer.json", 124, 148, 0),
+        ("zero3_offload_all.json", 136, 165, 0),
+        ("zero3_nvme.json", 37, 60, 8.6),
+    ],
+)
+def test_host_memory_of_offloading_as_documented(name, plain_gb, one_gpu_gb, buffers_gb):
+    """Figures of ds_configs/README.md: plain, and on one GPU with page-locked buffers as torch takes them."""
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
+    assert f"{plain_gb} GB of host memory" in row and f"{one_gpu_gb} GB on one GPU" in row
+    settings = ZeroSettings.of(read_configs()[name])
+
+    def kept(settings: ZeroSettings) -> float:
+        found = memory.stages(
+            CHATGLM_6B, settings, memory.Place(True, 1), sizes(), False, memory.Saves(False)
+        )
+        return (found[1].host_bytes - found[1].host["process"]) / 1e9
+
+    assert kept(settings) == pytest.approx(one_gpu_gb, abs=0.5)
+    plain = replace(settings, pins_optimizer=False, pins_param=False)
+    assert kept(plain) - buffers_gb == pytest.approx(plain_gb, abs=0.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from medsft.data.pack import DUMMY_LENGTH, LENGTH_MULTIPLE
 from medsft.errors import UserError
 from medsft.planner import lengths as planner_lengths
-from medsft.planner.advice import Job, best, candidates, command, gpus_that_fit, read_configs, scaling
+from medsft.planner.advice import FOLDER, Job, best, candidates, command, gpus_that_fit, read_configs, scaling
 from medsft.planner.cluster import Cluster, Efficiency
 from medsft.planner.hardware import (
     GPUS,
@@ -86,6 +87,7 @@ def test_names_of_hardware():
     assert match_gpu("NVIDIA GeForce RTX 4090", 25e9) is GPUS["RTX-4090"]
     assert match_gpu("NVIDIA RTX 6000 Ada Generation", 51e9) is GPUS["6000-Ada"]
     assert match_gpu("NVIDIA RTX A6000", 51e9) is GPUS["A6000"]
+    assert match_gpu("NVIDIA A100-PCIE-40GB", 42e9) == replace(GPUS["A100-40"], link="pcie4")
     assert match_gpu("Radeon", 1e9) is None
 
 
@@ -200,3 +202,22 @@ def test_price_and_steps():
     made = best(job(), cluster_of("A100", 8), CONFIGS).plan
     assert made.num_steps == 150  # 3 x 800 / 16
     assert made.cost(2.0) == pytest.approx(made.run_s / 3600 * 8 * 2)
+
+
+def test_predictions_in_the_document_are_the_planners_and_near_what_was_measured():
+    """Its lengths were real ones; those made from the quantiles are close enough for two per cent."""
+    text = (FOLDER.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\d) \| `(\w+\.json)` \| ([\d.]+) \| [^|]+ \| ([\d.]+) \| (\S+) % \|$", text, re.M
+    )
+    assert len(rows) == 3
+    shape = Shape(130_528, 640, 12, 10, 2560)
+    assert f"({shape.num_parameters:,} parameters)" in text
+    for ranks, name, predicted, measured, difference in rows:
+        cluster = Cluster(None, int(ranks), 1, 0.0, None, LINKS["pcie4"])
+        made = plan(shape, Lengths.from_quantiles(), cluster, CONFIGS[name], Batch(16, 16 // int(ranks), 1))
+        need = max(stage.host_bytes for stage in made.stages) / 1e9
+        assert need == pytest.approx(float(predicted), rel=0.02)
+        shown = float(difference.replace("−", "-"))
+        assert (float(predicted) / float(measured) - 1) * 100 == pytest.approx(shown, abs=0.15)
+        assert abs(shown) < 10
