@@ -29,7 +29,16 @@ REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o
 # What decides about checkpoints: docs/checkpoints.md lists all of them.
 CHECKPOINT_FLAGS = re.compile(r"save_.*|keep_.*|on_save_failure|resume_from_checkpoint|allow_changed")
 # Flags of other programs that the documents name.
-FOREIGN_FLAGS = {"--hostfile", "--master_addr", "--master_port", "--mem", "--signal", "--requeue", "--help"}
+FOREIGN_FLAGS = {
+    "--hostfile",
+    "--master_addr",
+    "--master_port",
+    "--mem",
+    "--signal",
+    "--requeue",
+    "--time",
+    "--help",
+}
 
 
 def read(name: str | Path) -> str:
