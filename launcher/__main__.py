@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from launcher import options
 from launcher.errors import LauncherError
-from launcher.exit_codes import USER_ERROR, shell_code
+from launcher.exit_codes import INTERRUPTED, USER_ERROR, shell_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except LauncherError as error:
         _say(str(error))
         return USER_ERROR

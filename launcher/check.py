@@ -19,7 +19,7 @@ from launcher.make_job import make_job
 from launcher.place import Place
 from launcher.preflight.table import Report
 from launcher.run_folder import OUTPUT_FLAGS, find_path
-from launcher.supervision.signals import held_back
+from launcher.signals import held_back
 from launcher.supervision.watch import Grace, watch
 
 Say = Callable[[str], None]
@@ -42,6 +42,13 @@ def check(options: argparse.Namespace, environment: Mapping[str, str], say: Say)
         say,
         collective=lambda: run_collective(where, job, options.start_timeout, say),
     )
+    flags = ("--train_file", "--output_dir")
+    unseen = [flag for flag in flags if find_path(job.arguments, (flag,)) is None]
+    if unseen:
+        note = (
+            f"Not looked at, for want of {' and '.join(unseen)} on the command line: data or output folder."
+        )
+        report = replace(report, notes=(*report.notes, note))
     if options.json:
         sys.stdout.write(report.json())
     else:
@@ -73,6 +80,13 @@ def _settings(options: argparse.Namespace, job: Job, environment: Mapping[str, s
 def run_collective(where: Place, job: Job, start_limit_s: float, say: Say) -> Mapping[str, Any]:
     """Runs medsft/allreduce.py on every slot; what it measured. Raises `LauncherError` when it fails."""
     # In a folder that all hosts and this machine see, as far as anybody can know: that of the repository.
+    try:
+        return _collective_in(where, job, start_limit_s, say)
+    except OSError as error:
+        raise LauncherError(f"the collective test could not be run: {error}") from error
+
+
+def _collective_in(where: Place, job: Job, start_limit_s: float, say: Say) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory(prefix=".medsft-check-", dir=Path.cwd()) as folder:
         result = Path(folder) / "result.json"
         test = replace(

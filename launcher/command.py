@@ -7,7 +7,11 @@ import shlex
 from dataclasses import dataclass
 
 # The last one carries the token of the launch to its agents, and the whole environment.
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY(_|$)|APIKEY|^MEDSFT_AGENT$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH|(^|_)KEY(_|$)|APIKEY|^MEDSFT_AGENT$", re.IGNORECASE
+)
+# https://user:password@host
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class Command:
     environment: tuple[tuple[str, str], ...]
 
     def shown(self) -> str:
-        """The command as a line for a shell, values of secret-looking variables left out."""
+        """The command as a line for a shell, secret-looking values left out."""
         settings = (
-            f"{name}={'***' if _SECRET.search(name) else shlex.quote(value)}"
+            f"{name}={'***' if _SECRET.search(name) else shlex.quote(_LOGIN.sub('***@', value))}"
             for name, value in self.environment
         )
         return " ".join(["env", *settings, shlex.join(self.arguments)])

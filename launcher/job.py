@@ -80,7 +80,7 @@ def parse_environment(settings: Sequence[str], present: Mapping[str, str]) -> tu
         name, equals, value = setting.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise LauncherError(
-                f"--env {setting!r} is not NAME=VALUE: the name is made of letters, digits and _ and does "
+                f"--env {name!r} is not NAME=VALUE: the name is made of letters, digits and _ and does "
                 "not begin with a digit. Write it like --env OMP_NUM_THREADS=4."
             )
         if not equals:
@@ -92,7 +92,7 @@ def parse_environment(settings: Sequence[str], present: Mapping[str, str]) -> tu
             value = present[name]
         if name in OWNED_VARIABLES:
             raise LauncherError(
-                f"--env {setting!r}: {name} differs from rank to rank, or follows from the job, and is set "
+                f"--env {name}: it differs from rank to rank, or follows from the job, and is set "
                 "by the launcher. Use --num-gpus and --master-port instead."
             )
         values[name] = value

@@ -59,7 +59,7 @@ def become_rank(options: argparse.Namespace, environment: MutableMapping[str, st
         hosts = allocation.step_hosts(environment)
         environment.update(allocation.task_environment(environment, hosts, options.world_size))
     except LauncherError:
-        if environment.get("SLURM_PROCID", "0") != "0":
-            sys.exit(USER_ERROR)  # task 0 finds the same and says it
+        if environment.get("SLURM_LOCALID", "0") != "0":
+            sys.exit(USER_ERROR)  # the first task of this host finds the same and says it
         raise
     os.execv(sys.executable, [sys.executable, "-u", str(script), *arguments])

@@ -185,8 +185,8 @@ def _add_end(command: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-shrink",
         action="store_true",
-        help="start again without hosts that cannot be reached any more; the step plan keeps the same "
-        "examples in each step",
+        help="start again without hosts that the check finds unfit; with a global batch size each step keeps "
+        "its examples",
     )
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError
+from launcher.signals import STOPPING
 
 SSH_ARGS = "MEDSFT_SSH_ARGS"
 """Environment variable with further words for every ssh, as a shell would split them."""
@@ -27,6 +29,8 @@ _CONNECT_SHARE = 0.6
 _MAX_OUTPUT = 8 * 2**20
 # Inside an allocation these make srun give the step a part of the host only (they imply --exact).
 _SRUN_SHARES = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK")
+# How often a signal that is held back is looked for, in seconds.
+_LOOK_S = 0.2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,6 +44,10 @@ class Done:
     code: int | None
     stdout: str
     stderr: str
+
+
+class InterruptedWork(Exception):
+    """A signal to stop waits to be taken; what was being done is left."""
 
 
 Shell = Callable[[str, Sequence[str], bytes, float], Done]
@@ -85,6 +93,20 @@ def here(host: str, command: Sequence[str], stdin: bytes, limit_s: float) -> Don
     return _run(list(command), stdin, limit_s, os.environ)
 
 
+def plain_ssh_words() -> str:
+    """The words of $MEDSFT_SSH_ARGS for programs that split at blanks themselves (pdsh, mpirun).
+
+    Raises `LauncherError` for words that these would take for something else.
+    """
+    words = _split(os.environ.get(SSH_ARGS, ""))
+    if odd := [word for word in words if not word or re.search(r"[\s%'\"\\]", word)]:
+        raise LauncherError(
+            f"{SSH_ARGS} has the word {odd[0]!r}, and pdsh and mpirun take no blanks, quotes, backslashes or "
+            "% in it. Put what it says into ~/.ssh/config."
+        )
+    return " ".join(words)
+
+
 def in_folder(folder: str, command: Sequence[str]) -> list[str]:
     """The words that run `command` with `folder` as its working directory."""
     return ["sh", "-c", 'cd -- "$0" && exec "$@"', folder, *command]
@@ -100,7 +122,8 @@ def on_all(
 ) -> dict[str, Done]:
     """The command of each host on it, `at_once` at a time: host -> how it ended, in the order of `hosts`.
 
-    Raises what the shell raises; commands not begun by then are left out, the others are waited for.
+    Raises what the shell raises, and `InterruptedWork` when a signal to stop is held back; commands not begun
+    by then are left out, the others are waited for.
     """
     if not hosts:
         return {}
@@ -109,6 +132,13 @@ def on_all(
         futures = {
             host: executor.submit(shell, host, command_of_host(host), stdin, limit_s) for host in hosts
         }
+        waiting = set(futures.values())
+        while waiting:
+            ended, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
+            if any(future.exception() is not None for future in ended):
+                break
+            if waiting and signal.sigpending() & STOPPING:
+                raise InterruptedWork("asked to stop")
         return {host: future.result() for host, future in futures.items()}
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

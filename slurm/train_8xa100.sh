@@ -35,7 +35,7 @@ read -ra launch_flags <<<"${MEDSFT_LAUNCH_FLAGS:-}"
 
 # exec: signals for the job reach the launcher, which passes them on to every rank.
 exec "${PYTHON:-.venv/bin/python}" -m launcher run --num-gpus "${NUM_GPUS:-8}" \
-  --max-requeues 20 --max-restarts 3 "${launch_flags[@]}" medsft/train.py \
+  --max-requeues 20 --max-restarts 3 ${launch_flags[@]+"${launch_flags[@]}"} medsft/train.py \
   --deepspeed "${DS_CONFIG:-ds_configs/zero3.json}" \
   --model_name_or_path "${MODEL:-models/chatglm-6b}" \
   --train_file "${TRAIN_FILE:-data/train.jsonl}" \

@@ -20,7 +20,7 @@ from launcher.hosts import address, ports
 from launcher.ranks import local as local_ranks
 from launcher.ranks.commands import rank_commands
 from launcher.ranks.process import RankProcess
-from launcher.supervision.signals import held_back
+from launcher.signals import held_back
 
 # How long the head is looked for, in seconds; it listens before its agents are started.
 _CONNECT_S = 30.0
@@ -47,7 +47,6 @@ def run(spec: Spec, index: int) -> int:
         stack.callback(channel.close)
         messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(channel, messages), daemon=True, name="listen").start()
-        channel.send({"index": index, "address": channel.addresses[0]})
         return _Agent(spec, index, channel, signals, stack).live(messages)
 
 
@@ -105,6 +104,7 @@ class _Agent:
         }
         next_beat_s = time.monotonic()
         try:
+            self._channel.send({"index": self._index, "address": self._channel.addresses[0]})
             while True:
                 while not messages.empty():
                     message = messages.get()

@@ -308,7 +308,7 @@ def _allow_files(number: int) -> None:
 
 
 class RemoteRank:
-    """A rank on another host, as a `launcher.rank.Rank`."""
+    """A rank on another host, as a `launcher.ranks.rank.Rank`."""
 
     def __init__(self, head: Head, host: str, rank: int):
         self.name = f"rank {rank} on {host}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "MEDSFT_HEARTBEAT"
-"""Names the file to the rank; medsft/engine/watchdog.py writes it."""
+"""Names the file to the rank; medsft/engine/heartbeat.py writes it."""
 
 
 @dataclass(frozen=True)

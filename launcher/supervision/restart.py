@@ -11,9 +11,10 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError
-from launcher.exit_codes import GAVE_UP, describe, shell_code
+from launcher.exit_codes import CHECKPOINTED, GAVE_UP, describe, shell_code
 from launcher.run_folder import RunFolder
-from launcher.supervision.signals import held_back
+from launcher.shell import InterruptedWork
+from launcher.signals import PASSED_ON, held_back
 from launcher.supervision.watch import JobEnd
 
 LONGEST_DELAY_S = 60.0
@@ -77,13 +78,24 @@ def run(
     """Runs a job to an end that another start would not mend, or that `policy` does not let it mend.
 
     `start` runs the job once; `folder` is where progress is seen, None: nowhere; `say` gets a line for
-    each restart. A signal between two starts ends it at once. Raises as `start`.
+    each restart. A signal between two starts ends it at once; one that asks the job to stop for a while
+    (SIGUSR1 before a time limit) leaves it at its newest checkpoint, exit code 75. Raises as `start`.
     """
     with held_back() as signals:
         progress = Progress(newest_step(folder, say))
         while True:
-            end = start(signals)
-            if policy.max_restarts == 0 or not end.is_crash or end.stop_asked:
+            try:
+                end = start(signals)
+            except InterruptedWork:
+                signum = _wait(0.0, signals) or signal.SIGINT
+                message = f"{describe(-signum)} before any rank was started."
+                return JobEnd("stopped", shell_code(-signum), message, stop_asked=True, asked_by=signum)
+            if not end.is_crash or end.stop_asked:
+                return end
+            if end.asked_by is not None and newest_step(folder, say) is not None:
+                # SIGUSR1 or SIGUSR2: there is no time for another start, but a checkpoint to go on from.
+                return _stopped_after(end.failure, end.asked_by)
+            if policy.max_restarts == 0:
                 return end
             going_on = after_crash(progress, newest_step(folder, say), policy.max_restarts)
             if going_on is None:
@@ -92,9 +104,20 @@ def run(
             delay_s = policy.delay_s(progress.num_restarts)
             say(_restart_line(end, progress, policy.max_restarts, delay_s, is_known=folder is not None))
             signum = _wait(delay_s, signals)
+            if signum in PASSED_ON and newest_step(folder, say) is not None:
+                return _stopped_after(end.failure, signum)
             if signum is not None:
                 message = f"{describe(-signum)} before the job was started again; no rank is running."
                 return JobEnd("stopped", shell_code(-signum), message, stop_asked=True, asked_by=signum)
+
+
+def _stopped_after(failure: str | None, signum: int) -> JobEnd:
+    """The end of a job that was to stop for a while, and crashed before its checkpoint."""
+    message = (
+        f"{failure}; it is not started again now, for {signal.Signals(signum).name} asked the job to stop. It "
+        "goes on from its newest checkpoint when it is."
+    )
+    return JobEnd("checkpointed", CHECKPOINTED, message, failure, asked_by=signum)
 
 
 def newest_step(folder: RunFolder | None, say: Callable[[str], None]) -> int | None:

@@ -21,8 +21,9 @@ from launcher.exit_codes import (
     describe,
     shell_code,
 )
+from launcher.ranks.heartbeat import Silence
 from launcher.ranks.rank import Rank
-from launcher.supervision.signals import STOPPING
+from launcher.signals import STOPPING
 
 # The rank that failed first is not always the one at fault: so long, in seconds, others may fail by
 # themselves and say why before they are asked to end.
@@ -36,6 +37,8 @@ _KILL_IF_FROZEN = 0
 # Longest sleep between two looks at the ranks, in seconds; SIGCHLD wakes the launcher before.
 _LOOK_S = 1.0
 _NUM_LAST_LINES = 15
+# Ranks whose last lines are shown when several hang.
+_MOST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,10 @@ def classify(
         return JobEnd("finished", FINISHED, None)
     if codes <= {FINISHED, CHECKPOINTED}:
         return JobEnd("checkpointed", CHECKPOINTED, "all ranks checkpointed and want to be started again.")
-    assert stop_signal is not None
+    if stop_signal is None:
+        behind = " and ".join(end.name for end in ends if end.code not in (FINISHED, CHECKPOINTED))
+        message = f"{behind} did not follow the other ranks, which had checkpointed, and had to be ended."
+        return JobEnd("checkpointed", CHECKPOINTED, message)
     return JobEnd("stopped", shell_code(-stop_signal), f"{describe(-stop_signal)}; all ranks have ended.")
 
 
@@ -197,13 +203,16 @@ class _Watcher:
         self._failed: list[RankEnd] = []
         self._frozen: list[str] = []
         self._hung: str | None = None
+        self._hung_ranks: list[Rank] = []
+        # When the first rank gave a sign of life, in monotonic seconds: from then on all ought to.
+        self._first_sign_s: float | None = None
         self._stop_signal: int | None = None
         # When the launcher was asked to stop, in monotonic seconds.
         self._stops_s: list[float] = []
         self._first_asked: int | None = None
         # What the ranks still running will be sent, and when: (monotonic seconds, signal).
         self._plan: list[tuple[float, int]] = []
-        # Whether ranks have been asked to end because another one failed.
+        # Whether ranks have been asked to end because another one has.
         self._ending = False
 
     def look(self) -> JobEnd | None:
@@ -224,7 +233,8 @@ class _Watcher:
                 if not any(process.is_frozen() for process in self._running()):
                     continue
                 signum = signal.SIGKILL
-            self._ending = bool(self._failed)
+            # From here on a rank that ends badly has been asked to.
+            self._ending = True
             for process in self._running():
                 process.send(signum)
         return None
@@ -276,28 +286,30 @@ class _Watcher:
             self._failed.append(end)
 
     def _look_for_hangs(self, now_s: float) -> None:
-        silent = {
-            process: silence
-            for process in self._running()
-            if (silence := process.silence()) is not None and silence.seconds > self._hang_timeout_s
-        }
-        if silent:
-            told = "; ".join(
-                f"{_with_pid(process)} for {silence.seconds:.0f} s, after {silence.place}"
-                for process, silence in silent.items()
-            )
-            self._hung = f"no sign of life from {told}"
+        silences = {process: process.silence() for process in self._running()}
+        if self._first_sign_s is None and any(silences.values()):
+            self._first_sign_s = now_s
+        told = []
+        for process, silence in silences.items():
+            if silence is None and self._first_sign_s is not None:
+                # Its imports may stand still on a file system that is gone.
+                silence = Silence(now_s - self._first_sign_s, "its start")
+            if silence is not None and silence.seconds > self._hang_timeout_s:
+                self._hung_ranks.append(process)
+                told.append(f"{_with_pid(process)} for {silence.seconds:.0f} s, after {silence.place}")
+        if told:
+            self._hung = f"no sign of life from {'; '.join(told)}"
             grace_s = self._grace.after_failure_s
             self._plan = [(now_s, signal.SIGTERM), (now_s + grace_s, signal.SIGKILL)]
 
     def _end(self) -> JobEnd:
         ends = list(self._ends.values())
         end = classify(ends, self._failed, self._stop_signal, self._frozen, self._hung)
-        if self._failed and end.is_crash and len(ends) > 1:
-            cause = most_telling(self._failed)
-            lines = self._ranks[cause.rank].last_lines(_NUM_LAST_LINES)
-            if lines:
-                self._say("\n    ".join([f"{cause.name} printed last:", *lines]))
+        if end.is_crash and len(ends) > 1:
+            causes = self._hung_ranks or [self._ranks[most_telling(self._failed).rank]]
+            for cause in causes[:_MOST_SHOWN]:
+                if lines := cause.last_lines(_NUM_LAST_LINES):
+                    self._say("\n    ".join([f"{cause.name} printed last:", *lines]))
         return replace(end, asked_by=self._first_asked, stop_asked=bool(self._stops_s))
 
 

@@ -26,7 +26,7 @@ def command(spec: Spec) -> Command:
             *("--bind-to", "none"),
             # By ssh from here to each host: hosts need not reach each other by ssh.
             *("--mca", "plm", "rsh", "--mca", "plm_rsh_no_tree_spawn", "1"),
-            *("--mca", "plm_rsh_args", f"-o BatchMode=yes {os.environ.get(shell.SSH_ARGS, '')}".strip()),
+            *("--mca", "plm_rsh_args", f"{shell.plain_ssh_words()} -o BatchMode=yes".strip()),
             *agent_command(spec, "node"),
         ),
         environment=(),

@@ -20,13 +20,12 @@ def command(spec: Spec) -> Command:
     hosts = [node.host for node in spec.job.nodes]
     # pdsh replaces %h and the like itself.
     remote = shlex.join(agent_command(spec, "node")).replace("%", "%%")
+    options = (os.environ.get("PDSH_SSH_ARGS_APPEND"), shell.plain_ssh_words(), _SSH_OPTIONS)
     return Command(
         name="pdsh",
         # -N: no host name before each line. -f: all at once, for the agents live as long as the run.
         arguments=("pdsh", "-N", "-S", "-R", "ssh", "-f", str(len(hosts)), "-w", ",".join(hosts), remote),
-        environment=(
-            ("PDSH_SSH_ARGS_APPEND", f"{_SSH_OPTIONS} {os.environ.get(shell.SSH_ARGS, '')}".strip()),
-        ),
+        environment=(("PDSH_SSH_ARGS_APPEND", " ".join(filter(None, options))),),
     )
 
 

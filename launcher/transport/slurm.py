@@ -9,14 +9,23 @@ from launcher.command import Command
 from launcher.control import spec
 from launcher.control.delivery import agent_command
 from launcher.control.spec import Spec
+from launcher.errors import LauncherError
 from launcher.transport.remote import RemoteTransport
+
+# Linux takes 128 KiB for one variable, its name included.
+_LONGEST_VALUE = 128 * 1024 - 64
 
 
 def command(part: Spec) -> Command:
     """One srun for all nodes of the job, inside its allocation."""
     hosts = [node.host for node in part.job.nodes]
-    # Since Slurm 22.05 a step does not take this from its job by itself.
-    num_cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    text = part.to_json()
+    if len(text) > _LONGEST_VALUE:
+        raise LauncherError(
+            f"the job's description has {len(text)} characters, and one environment variable takes "
+            f"{_LONGEST_VALUE}: take fewer nodes, or a hostfile and --transport pdsh."
+        )
+    num_cpus = _cpus_of_a_node()
     return Command(
         name="srun",
         arguments=(
@@ -36,8 +45,19 @@ def command(part: Spec) -> Command:
             "--export=ALL",
             *agent_command(part, "node"),
         ),
-        environment=((spec.VARIABLE, part.to_json()),),
+        environment=((spec.VARIABLE, text),),
     )
+
+
+def _cpus_of_a_node() -> int | None:
+    """What the job was given on each node for all its tasks, the agent's one task now; None: not said.
+
+    Since Slurm 22.05 a step does not take this from its job by itself.
+    """
+    per_task = os.environ.get("SLURM_CPUS_PER_TASK")
+    if per_task is None:
+        return None
+    return int(per_task) * int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
 
 
 SLURM = RemoteTransport("slurm", command, shell.srun, delivers=False)

@@ -26,7 +26,7 @@ from launcher.control.spec import VARIABLE, Spec
 from launcher.control.wire import Channel, WireError, introduce
 from launcher.job import Job, Node
 from launcher.ranks.process import RankProcess
-from launcher.supervision.signals import held_back
+from launcher.signals import held_back
 from launcher.supervision.watch import Grace, JobEnd, watch
 from launcher.transport.remote import RemoteTransport
 
@@ -465,7 +465,7 @@ from launcher import shell
 from launcher.command import Command
 from launcher.control.spec import VARIABLE
 from launcher.job import Job, Node
-from launcher.supervision.signals import held_back
+from launcher.signals import held_back
 from launcher.supervision.watch import Grace, watch
 from launcher.transport.remote import RemoteTransport
 

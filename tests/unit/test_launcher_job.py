@@ -94,6 +94,10 @@ class TestCommand:
             "true",
         ]
 
+    def test_a_password_in_an_address_is_not_shown(self):
+        shown = Command("rank 0", ("true",), (("HF_PROXY", "http://me:hunter2@proxy:80/x"),)).shown()
+        assert "hunter2" not in shown and "proxy:80/x" in shown
+
     def test_harmless_names_are_shown(self):
         assert "MONKEYS=3" in Command("rank 0", ("true",), (("MONKEYS", "3"),)).shown()
 
@@ -113,9 +117,14 @@ class TestEnvironmentSettings:
         with pytest.raises(LauncherError, match="--env A: there is no A"):
             parse_environment(["A"], {})
 
+    def test_a_value_is_not_repeated_in_an_error(self):
+        with pytest.raises(LauncherError) as error:
+            parse_environment(["HF-TOKEN=hunter2"], {})
+        assert "hunter2" not in str(error.value)
+
     @pytest.mark.parametrize("name", sorted(OWNED_VARIABLES))
     def test_what_the_launcher_sets_is_refused(self, name):
-        with pytest.raises(LauncherError, match=f"{name} differs from rank to rank"):
+        with pytest.raises(LauncherError, match=f"--env {name}: it differs from rank to rank"):
             parse_environment([f"{name}=5"], {})
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launcher import run_folder
 from launcher.run_folder import RunFolder
-from launcher.supervision.restart import Policy, Progress, after_crash
+from launcher.shell import here, on_all
+from launcher.supervision.restart import Policy, Progress, after_crash, run
+from launcher.supervision.watch import JobEnd
 
 
 @pytest.mark.parametrize(
@@ -117,3 +121,42 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):
     (tmp_path / "checkpoints").symlink_to("checkpoints")  # a loop: unreadable for root too
     with pytest.raises(OSError):
         RunFolder(tmp_path).newest_step()
+
+
+CRASH = JobEnd("crashed", 1, "it crashed", "rank 0 failed")
+
+
+def test_a_crash_after_the_warning_of_a_time_limit_is_left_for_the_next_job(tmp_path):
+    folder = RunFolder(tmp_path)
+    asked = replace(CRASH, asked_by=signal.SIGUSR1)
+    starts = []
+
+    def start(signals):
+        starts.append(signals)
+        return asked if len(starts) == 1 else JobEnd("finished", 0, None)
+
+    make_checkpoint(folder.checkpoints, "step-00000100")
+    end = run(start, Policy(3, 0.0), folder, lambda line: None)
+    assert (end.exit_code, end.asked_by, len(starts)) == (75, signal.SIGUSR1, 1)
+
+
+def test_without_a_checkpoint_it_is_started_again_all_the_same(tmp_path):
+    ends = [replace(CRASH, asked_by=signal.SIGUSR1), JobEnd("finished", 0, None)]
+    end = run(lambda signals: ends.pop(0), Policy(3, 0.0), RunFolder(tmp_path), lambda line: None)
+    assert end.kind == "finished"
+
+
+def test_a_signal_while_hosts_are_checked_stops_at_once():
+    begun = []
+
+    def slow(host, command, stdin, limit_s):
+        begun.append(host)
+        return here(host, command, stdin, limit_s)
+
+    def start(signals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        on_all(slow, [str(number) for number in range(8)], lambda host: ["sleep", "1"], 5.0, at_once=1)
+
+    end = run(start, Policy(3, 0.0), None, lambda line: None)
+    assert (end.kind, end.exit_code) == ("stopped", 143)
+    assert len(begun) < 8

@@ -22,7 +22,7 @@ from launcher.ranks.commands import rank_commands
 from launcher.run import _Starts, finished_for_sure
 from launcher.run_folder import RunFolder
 from launcher.shell import Done
-from launcher.supervision.signals import held_back
+from launcher.signals import held_back
 from launcher.supervision.watch import JobEnd
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -5,7 +5,10 @@ import signal
 import pytest
 
 from launcher.exit_codes import describe, shell_code
-from launcher.supervision.watch import RankEnd, classify, most_telling
+from launcher.ranks.heartbeat import Silence
+from launcher.ranks.rank import Ended
+from launcher.signals import held_back
+from launcher.supervision.watch import Grace, RankEnd, classify, most_telling, watch
 
 
 def end(rank: int, code: int, after_s: float = 1.0) -> RankEnd:
@@ -85,3 +88,53 @@ def test_exit_codes_as_a_shell_has_them():
     assert describe(3) == "exit code 3"
     assert describe(-signal.SIGSEGV) == "ended by SIGSEGV"
     assert describe(-(signal.SIGRTMIN + 1)) == f"ended by signal {signal.SIGRTMIN + 1}"
+
+
+def test_a_rank_that_does_not_follow_a_checkpoint_is_no_crash():
+    job_end = classify([end(0, 75), end(1, -9, 31.0)], [], None)
+    assert (job_end.kind, job_end.exit_code) == ("checkpointed", 75)
+    assert "rank 1 did not follow" in job_end.message
+
+
+class FakeRank:
+    """Ends when it is told to by what it is sent, or does not."""
+
+    def __init__(self, name: str, ends: dict[int, int], ended: int | None = None, silence=None):
+        self.name, self.pid = name, 1
+        self._ends, self._ended, self._silence = ends, ended, silence
+
+    def ended(self) -> Ended | None:
+        return None if self._ended is None else Ended(self._ended)
+
+    def is_frozen(self) -> bool:
+        return False
+
+    def silence(self):
+        return self._silence
+
+    def send(self, signum: int) -> None:
+        self._ended = self._ends.get(signum, self._ended)
+
+    def last_lines(self, most: int):
+        return [f"last of {self.name}"]
+
+
+def test_a_straggler_after_a_checkpoint_is_ended_and_the_run_goes_on_later():
+    ranks = [FakeRank("rank 0", {}, 75), FakeRank("rank 1", {signal.SIGKILL: -9})]
+    with held_back() as signals:
+        job_end = watch(ranks, signals, Grace(0.05, 1.0), 300.0, lambda line: None)
+    assert (job_end.kind, job_end.exit_code) == ("checkpointed", 75)
+
+
+def test_a_rank_that_never_gave_a_sign_of_life_hangs_when_others_did():
+    said: list[str] = []
+    dies = {signal.SIGTERM: -15}
+    ranks = [
+        FakeRank("rank 0", dies, silence=Silence(0.1, "step 1")),
+        FakeRank("rank 1", dies),
+    ]
+    with held_back() as signals:
+        job_end = watch(ranks, signals, Grace(1.0, 1.0), 0.3, said.append)
+    assert (job_end.kind, job_end.exit_code) == ("hung", 1)
+    assert "no sign of life from rank 1 (process 1)" in job_end.failure and "rank 0" not in job_end.failure
+    assert said == ["rank 1 printed last:\n    last of rank 1"]

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from launcher.command import Command
 from launcher.control.spec import VARIABLE, Spec
 from launcher.errors import LauncherError
 from launcher.job import Job, Node
-from launcher.supervision.signals import held_back
+from launcher.signals import held_back
 from launcher.transport import TRANSPORTS, openmpi, pdsh, slurm
 
 SECRET, TOKEN = "hf_hunter2", "ab" * 32
@@ -61,7 +62,7 @@ def test_pdsh(monkeypatch):
     *words, remote = command.arguments
     assert words == ["pdsh", "-N", "-S", "-R", "ssh", "-f", "2", "-w", "node1,node2"]
     assert dict(command.environment) == {
-        "PDSH_SSH_ARGS_APPEND": "-o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -p 2222"
+        "PDSH_SSH_ARGS_APPEND": "-p 2222 -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     }
     # pdsh replaces %h, and a shell on the host splits the words again.
     assert "100%%h" in remote
@@ -186,3 +187,28 @@ class TestDryRun:
 def test_what_slurm_is_told_is_masked_when_shown():
     shown = Command("srun", ("srun",), ((VARIABLE, json.dumps({"token": TOKEN})),)).shown()
     assert shown == f"env {VARIABLE}=*** srun"
+
+
+def test_ssh_words_that_pdsh_would_take_apart_are_refused(monkeypatch):
+    monkeypatch.setenv("MEDSFT_SSH_ARGS", "-o 'ProxyCommand=ssh -W %h:%p gate'")
+    for transport in (pdsh, openmpi):
+        with pytest.raises(LauncherError, match="Put what it says into"):
+            transport.command(a_spec())
+
+
+def test_the_users_own_words_for_pdsh_stay(monkeypatch):
+    monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", "-o Compression=yes")
+    ((_, words),) = pdsh.command(a_spec()).environment
+    assert words.startswith("-o Compression=yes -o BatchMode=yes")
+
+
+def test_slurm_gives_the_agent_all_cores_of_the_node(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
+    assert "--cpus-per-task=64" in slurm.command(a_spec()).arguments
+
+
+def test_a_job_too_large_for_slurms_environment_is_refused():
+    long = replace(a_spec(), job=replace(a_spec().job, arguments=("x" * 140_000,)))
+    with pytest.raises(LauncherError, match="one environment variable takes"):
+        slurm.command(long)
