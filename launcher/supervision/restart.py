@@ -114,8 +114,8 @@ def run(
 def _stopped_after(failure: str | None, signum: int) -> JobEnd:
     """The end of a job that was to stop for a while, and crashed before its checkpoint."""
     message = (
-        f"{failure}; it is not started again now, for {signal.Signals(signum).name} asked the job to stop. It "
-        "goes on from its newest checkpoint when it is."
+        f"{failure}; it is not started again now, for {signal.Signals(signum).name} asked the job to stop. "
+        "It goes on from its newest checkpoint when it is."
     )
     return JobEnd("checkpointed", CHECKPOINTED, message, failure, asked_by=signum)
 
