@@ -254,6 +254,7 @@ def test_scancel_ends_a_job_for_good(light):
     assert f"job {light.number} is not requeued: the job is being ended by scancel" in light.said()
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_requeued_once(light):
     push_out(light)
     known = light.end()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from runs import REPOSITORY, clean_environment
 
 BYTES_A_PARAMETER = 12  # fp32 weight and two moments
@@ -48,6 +49,7 @@ def test_checkpoint_benchmark(tmp_path):
     assert steps["write s"] > 0
 
 
+@pytest.mark.slow
 def test_launch_benchmark(tmp_path):
     """On this machine only: two starts of two ranks."""
     results = tmp_path / "结果 tables"

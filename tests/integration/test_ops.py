@@ -104,6 +104,7 @@ def age(op: Path, seconds: float) -> None:
         os.utime(file, (moment, moment))
 
 
+@pytest.mark.slow
 def test_an_old_lock_in_the_users_folder_is_told_and_removed(of_the_user, cache):
     op = of_the_user / "cpu_adam"
     (op / "lock").touch()
@@ -116,6 +117,7 @@ def test_an_old_lock_in_the_users_folder_is_told_and_removed(of_the_user, cache)
     assert not (op / "lock").exists()
 
 
+@pytest.mark.slow
 def test_a_lock_of_another_program_in_the_users_folder_is_waited_for(of_the_user, cache):
     op = of_the_user / "cpu_adam"
     age(op, 3600)

@@ -96,6 +96,7 @@ def test_a_run_that_diverges_ends_with_its_own_exit_code(toy_model, instruction_
     assert last["loss"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -217,6 +217,7 @@ def test_a_change_that_is_meant_is_allowed_and_told(run_folder, toy_model, instr
     assert max(curve(run_folder)) == 16
 
 
+@pytest.mark.slow
 def test_another_folder_may_begin_with_this_checkpoint(run_folder, toy_model, instruction_file, tmp_path):
     checkpoint = run_folder / "checkpoints" / "step-00000012"
     out = tmp_path / "branch"
@@ -259,6 +260,7 @@ def test_retention_and_what_a_checkpoint_says_of_itself(toy_model, instruction_f
     assert all(save["num_bytes"] > 0 and save["stall_s"] >= 0 for save in saves)
 
 
+@pytest.mark.slow
 def test_time_decides_when_asked_to(toy_model, instruction_file, tmp_path):
     out = tmp_path / "run"
     arguments = flags(

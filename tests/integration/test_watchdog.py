@@ -66,6 +66,7 @@ def test_a_rank_that_sleeps_in_its_data_is_named():
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_uneven_ranks_that_are_stopped_for_a_while_are_left_alone():
     result = run("none", -1, "launcher", timeout_s=10, num_steps=30)
     assert result.returncode == 0, result.stdout + result.stderr
