@@ -51,7 +51,7 @@ def contradicting_json(tmp_path, _):
 
 
 def left_there(run):
-    """What a run has left in its folder, but for lock, logs and tokenised data, which a refused one may make."""
+    """What a run has left in its folder but for lock, logs and tokenised data, which a refused one may make."""
     found = sorted(path.name for path in run.iterdir()) if run.exists() else []
     return [name for name in found if name not in (".lock", "logs", "data_cache")]
 
