@@ -253,7 +253,15 @@ def test_a_signal_reaches_every_rank(launch, transport, number):
     assert len(run.marks(f"signal{int(number)}")) == 4
 
 
-@pytest.mark.parametrize("victim", ["launcher", "pdsh", "agent", "mpirun", "srun"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "launcher",
+        "pdsh",
+        "agent",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mpirun", "srun")),
+    ],
+)
 def test_whatever_is_killed_there_is_no_false_success_and_no_orphan(launch, victim):
     """Row 2 of the fault matrix."""
     transport = {"mpirun": "openmpi", "srun": "slurm"}.get(victim, "pdsh")

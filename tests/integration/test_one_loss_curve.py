@@ -118,7 +118,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow) if case == "1 rank, padded" else case for case in CASES],
+)
 def test_the_losses_are_those_of_a_plain_loop(
     case, reference, toy_model, instruction_file, validation_file, tmp_path
 ):

@@ -51,7 +51,7 @@ def contradicting_json(tmp_path, _):
 
 
 def left_there(run):
-    """What a run has left in its folder but for lock, logs and tokenised data, which a refused one may make."""
+    """What a run has left in its folder but lock, logs and tokenised data, which a refused one may make."""
     found = sorted(path.name for path in run.iterdir()) if run.exists() else []
     return [name for name in found if name not in (".lock", "logs", "data_cache")]
 
@@ -95,9 +95,9 @@ def unfitting_batch(tmp_path, _):
     "fault",
     [
         holds_a_finished_run_without_checkpoints,
-        contradicting_json,
+        pytest.param(contradicting_json, marks=pytest.mark.slow),
         states_out_of_reach,
-        missing_data,
+        pytest.param(missing_data, marks=pytest.mark.slow),
         example_longer_than_the_micro_batch,
     ],
     ids=lambda fault: fault.__name__,

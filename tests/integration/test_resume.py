@@ -284,9 +284,8 @@ def offloaded(name, tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
-    "name", ["zero3_offload_all.json", pytest.param("zero3_nvme.json", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero3_offload_all.json", "zero3_nvme.json"])
 def test_offloaded_states_resume_bit_for_bit(name, toy_model, instruction_file, tmp_path):
     if "nvme" in name and not Path("/usr/include/libaio.h").exists():
         pytest.skip("DeepSpeed's NVMe swapping needs libaio (apt install libaio-dev)")

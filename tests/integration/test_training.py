@@ -162,11 +162,11 @@ def test_a_piped_chat_answers_line_by_line_and_leaves_at_q(finished_run):
 
 
 def contents(run):
-    """Path -> (size, time of the last change) of all files of a run but its lock and the data."""
+    """Path -> (size, time of the last change) of all files of a run but its lock, logs and data."""
     return {
         path: (path.stat().st_size, path.stat().st_mtime_ns)
         for path in run.rglob("*")
-        if path.is_file() and path.name != ".lock" and "data_cache" not in path.parts
+        if path.is_file() and path.name != ".lock" and not {"data_cache", "logs"} & {*path.parts}
     }
 
 

@@ -55,6 +55,7 @@ def test_a_stopped_rank_is_named(rank, launcher):
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_rank_that_sleeps_in_its_data_is_named():
     result = run("data", 1, "launcher")
     assert result.returncode == 1, result.stdout + result.stderr
