@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from launcher import options
 from launcher.errors import LauncherError
@@ -65,10 +64,12 @@ def _open_standard_files() -> None:
 def _say(line: str) -> None:
     if sys.stderr is None:
         return  # closed by whoever started the launcher
-    # A reader that is gone is no reason to end a training.
-    with suppress(OSError):
+    try:
         sys.stderr.write(f"launcher: {line}\n")
         sys.stderr.flush()
+    except OSError:
+        # A reader that is gone ends no training, and what is left for it must not spoil the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from runs import REPOSITORY, clean_environment
 BYTES_A_PARAMETER = 12  # fp32 weight and two moments
 
 
+@pytest.mark.slow
 def test_checkpoint_benchmark(tmp_path):
     results, place = tmp_path / "结果 tables", tmp_path / "临时 place"
     results.mkdir()

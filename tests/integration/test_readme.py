@@ -321,7 +321,7 @@ def test_own_data_from_files_to_answers(workplace):
 
     (yaml,) = blocks("README.md", "yaml")
     (workplace / "train.yaml").write_text(replaced(yaml, toy_model), encoding="utf-8")
-    (single,) = [line for line in the_block("torchrun").splitlines() if line.startswith("python ")]
+    (single,) = [line for line in the_block("torchrun").splitlines() if line.startswith("python medsft/")]
     run_shell(f"{single} --max_steps 1", workplace)
     flags = json.loads((workplace / "runs/second/run.json").read_text(encoding="utf-8"))["flags"]
     assert flags["learning_rate"] == 2e-5

@@ -107,7 +107,10 @@ def test_a_killed_run_goes_on_bit_for_bit(precision, whole, toy_model, instructi
     assert_same_run(out, whole(precision))
 
 
-@pytest.mark.parametrize(("number", "precision"), [(signal.SIGTERM, "fp32"), (signal.SIGUSR2, "bf16")])
+@pytest.mark.parametrize(
+    ("number", "precision"),
+    [(signal.SIGTERM, "fp32"), pytest.param(signal.SIGUSR2, "bf16", marks=pytest.mark.slow)],
+)
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     number, precision, whole, toy_model, instruction_file, tmp_path
 ):

@@ -41,7 +41,7 @@ def silence_of(rank: int) -> re.Pattern[str]:
     ("rank", "launcher"),
     [
         (0, "launcher"),
-        (2, "torchrun"),
+        pytest.param(2, "torchrun", marks=pytest.mark.slow),
         pytest.param(2, "launcher", marks=pytest.mark.slow),
         pytest.param(0, "torchrun", marks=pytest.mark.slow),  # which takes 30 s to kill a stopped process
     ],
