@@ -19,10 +19,10 @@ from launcher.place import Place
 from launcher.preflight.findings import CHECKS
 from launcher.ranks import local
 from launcher.ranks.commands import rank_commands
-from launcher.run import _Starts, finished_for_sure
 from launcher.run_folder import RunFolder
 from launcher.shell import Done
 from launcher.signals import held_back
+from launcher.starts import Starts, finished_for_sure
 from launcher.supervision.watch import JobEnd
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ class Hosts:
             yield ranks
 
 
-class Starts:
+class StartsOfThreeHosts:
     """What `run` does with a job of three hosts, start by start."""
 
     def __init__(self, folder: Path, *flags: str, num_crashes: int = 1):
@@ -90,7 +90,7 @@ class Starts:
         nodes = tuple(Node(name, 1) for name in ("node1", "node2", "node3"))
         where = Place(self.hosts, nodes)
         job = make_job(chosen, where, None, dict(os.environ) | ON_CPU)
-        self._start = _Starts(chosen, where, job, None, dict(os.environ) | ON_CPU, self.said.append)
+        self._start = Starts(chosen, where, job, None, dict(os.environ) | ON_CPU, self.said.append)
 
     def next(self) -> JobEnd:
         with held_back() as signals:
@@ -101,7 +101,7 @@ class Starts:
 
 
 def test_a_host_that_is_gone_is_left_out_if_that_is_allowed_and_taken_again(tmp_path):
-    starts = Starts(tmp_path, "--allow-shrink", num_crashes=2)
+    starts = StartsOfThreeHosts(tmp_path, "--allow-shrink", num_crashes=2)
     assert starts.next().kind == "crashed"
     starts.hosts.gone = {"node2"}
     assert starts.next().kind == "crashed"
@@ -114,18 +114,18 @@ def test_a_host_that_is_gone_is_left_out_if_that_is_allowed_and_taken_again(tmp_
 
 
 def test_otherwise_that_start_counts_as_a_crash(tmp_path):
-    starts = Starts(tmp_path)
+    starts = StartsOfThreeHosts(tmp_path)
     assert starts.next().kind == "crashed"
     starts.hosts.gone = {"node2", "node3"}
     end = starts.next()
     assert (end.kind, end.exit_code, end.is_crash) == ("lost host", 1, True)
-    assert end.failure == "node2 and node3: not fit for a start"
+    assert end.failure == "nothing was started, not fit for it: node2 and node3"
     assert "No route to host" in end.message
     assert starts.worlds() == ["3"]
 
 
 def test_no_host_at_all_is_no_start(tmp_path):
-    starts = Starts(tmp_path, "--allow-shrink")
+    starts = StartsOfThreeHosts(tmp_path, "--allow-shrink")
     starts.next()
     starts.hosts.gone = {"node1", "node2", "node3"}
     assert starts.next().kind == "lost host"
@@ -134,9 +134,9 @@ def test_no_host_at_all_is_no_start(tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--allow-shrink"]])
 def test_the_first_start_wants_all_hosts(tmp_path, flags):
-    starts = Starts(tmp_path, *flags)
+    starts = StartsOfThreeHosts(tmp_path, *flags)
     starts.hosts.gone = {"node3"}
-    with pytest.raises(LauncherError, match=r"^nothing was started\.\n[^✗]*✗"):
+    with pytest.raises(LauncherError, match=r"^nothing was started, not fit for it: node3\.\n[^✗]*✗"):
         starts.next()
     assert starts.worlds() == []
 
@@ -145,7 +145,7 @@ def test_the_first_start_wants_all_hosts(tmp_path, flags):
     "error", [LauncherError("node2 went away"), FileNotFoundError(2, "No such file", "pdsh")]
 )
 def test_a_start_that_is_not_possible(tmp_path, error):
-    starts = Starts(tmp_path)
+    starts = StartsOfThreeHosts(tmp_path)
     starts.hosts.refuses = error
     with pytest.raises(LauncherError, match=r"node2 went away|could not be started: .*'pdsh'"):
         starts.next()
