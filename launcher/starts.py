@@ -56,13 +56,9 @@ class Starts:
         return finished_for_sure(end, self._folder)
 
     def _fit_nodes(self, may_shrink: bool) -> tuple[Node, ...]:
-        """The job's nodes after a look at them; on this machine alone nothing is looked at."""
-        nodes = self._job.nodes
-        if len(nodes) == 1 and self._where.transport.name == "local":
-            return nodes
-        where = replace(self._where, nodes=nodes)
-        report = before_start(self._options, where, self._job, self._environment, self._say)
-        fit = fit_nodes(nodes, report, may_shrink)
+        """The job's nodes after a look at them."""
+        report = before_start(self._options, self._where, self._job, self._environment, self._say)
+        fit = fit_nodes(self._job.nodes, report, may_shrink)
         if not report.ok:
             self._say(f"going on without {' and '.join(report.bad_hosts)}:\n{report.table().rstrip()}")
         return fit

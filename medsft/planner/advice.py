@@ -242,12 +242,16 @@ def command(
 ) -> list[str]:
     """The command line that starts the planned run, as words.
 
-    `deepspeed`: path of the configuration, where it is not the one of that name in ds_configs.
+    What the plan needs of each host goes along, for the launcher to look at before the start. `deepspeed`:
+    path of the configuration, where it is not the one of that name in ds_configs.
     """
     made = candidate.plan
     where = ["--num-gpus", str(made.cluster.gpus_per_node)]
     if made.cluster.nodes > 1:
         where = ["--hostfile", "hostfile"]
+    where += ["--needs-memory", _gib(made.host_bytes), "--needs-disk", _gib(made.disk_bytes)]
+    if made.cluster.gpu is not None:
+        where += ["--needs-gpu-memory", _gib(made.gpu_bytes)]
     words = ["python", "-m", "launcher", "run", *where, "medsft/train.py"]
     words += ["--deepspeed", deepspeed or f"ds_configs/{candidate.name}", "--model_name_or_path", model]
     words += ["--train_file", train_file, "--output_dir", output_dir]
@@ -262,6 +266,11 @@ def command(
     if not made.batch.packing:
         words += ["--packing", "false"]
     return words
+
+
+def _gib(num_bytes: float) -> str:
+    """Whole GiB, rounded up."""
+    return str(math.ceil(num_bytes / 2**30))
 
 
 def shown_command(words: Sequence[str]) -> str:

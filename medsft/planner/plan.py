@@ -18,6 +18,10 @@ from medsft.planner.shape import Shape
 from medsft.planner.times import Times, step_times
 
 _ONCE_A_NODE = "a model file (rank 0)"
+# As --save_total_limit has it unless told otherwise.
+_KEPT_CHECKPOINTS = 2
+# Bytes of a value in bf16.
+_HALF = 2
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,13 @@ class Plan:
     def host_bytes(self) -> float:
         """Peak of one host."""
         return max(map(self.node_bytes, self.stages))
+
+    @property
+    def disk_bytes(self) -> float:
+        """Most that lies in the output folder: checkpoints kept, the one being written, the model in bf16."""
+        num_parameters = self.shape.num_parameters
+        num_checkpoints = min(self.num_saves, _KEPT_CHECKPOINTS + 1)
+        return num_checkpoints * checkpoint_bytes(num_parameters) + _HALF * num_parameters
 
     @property
     def gpu_short(self) -> float:

@@ -154,7 +154,7 @@ def test_a_signal_while_hosts_are_checked_stops_at_once():
         return here(host, command, stdin, limit_s)
 
     def start(signals):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # to this thread: others do not hold it back
         on_all(slow, [str(number) for number in range(8)], lambda host: ["sleep", "1"], 5.0, at_once=1)
 
     end = run(start, Policy(3, 0.0), None, lambda line: None)

@@ -48,7 +48,9 @@ def test_the_table_names_what_matters():
     ):
         assert text in shown
     assert "More GPUs will not help at 16 examples a step" in shown
-    assert "python -m launcher run --num-gpus 8 medsft/train.py --deepspeed ds_configs/zero3.json" in shown
+    # Three checkpoints of 12 bytes a parameter and a model of two are 219 GiB.
+    start = "python -m launcher run --num-gpus 8 --needs-memory 101 --needs-disk 219 --needs-gpu-memory 20"
+    assert f"{start} medsft/train.py --deepspeed ds_configs/zero3.json" in shown
 
 
 def test_what_does_not_fit_is_said():
