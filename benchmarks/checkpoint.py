@@ -288,7 +288,6 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measures all sizes and numbers of ranks, and writes the tables."""
     options = parse_options()
-    machine.RESULTS = options.results
     sizes, saves, starts, steps = [], [], [], []
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="medsft-benchmark-") as scratch:
         place = Path(scratch)
@@ -325,7 +324,7 @@ def main() -> None:
         "checkpoint_steps": ({"saves": options.repetitions, "examples a rank": options.examples}, steps),
     }
     for name, (own, rows) in tables.items():
-        path = machine.write_result(name, settings | own, rows)
+        path = machine.write_result(name, settings | own, rows, options.results)
         print(path.with_suffix(".md").read_text(encoding="utf-8"))
 
 

@@ -36,12 +36,14 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
-    """Writes `results/<name>.json` and the same as a Markdown table; returns the JSON's path.
+def write_result(
+    name: str, settings: dict[str, Any], rows: list[dict[str, Any]], folder: Path = RESULTS
+) -> Path:
+    """Writes `<name>.json` and the same as a Markdown table into `folder`; returns the JSON's path.
 
     Every row has the same keys; they are the table's columns.
     """
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y-%m-%d")
     record = {
         "benchmark": name,
@@ -51,7 +53,7 @@ def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]
         "settings": settings,
         "rows": rows,
     }
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(_markdown(record), encoding="utf-8")
     return path

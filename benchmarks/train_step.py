@@ -1,38 +1,53 @@
-"""Useful tokens a second: the packed path against the padded path with full fp32 logits, in one run.
+"""Useful tokens a second of a training step, beside two ways of others, in one run.
 
-    python benchmarks/train_step.py                       # toy of 27M parameters, made-up tokens
+    python benchmarks/train_step.py                                   # 64M-parameter body, 130,528 rows, CPU
     python benchmarks/train_step.py --train_file pairs.jsonl --tokenizer MODEL_FOLDER
+    python benchmarks/train_step.py --preset 1b --device cuda --one_at_a_time
 
-All paths do forward, backward and AdamW on the same 16 examples from the same weights, taking turns in a
-changing order:
-  packed     one padding-free row; the head runs on supervised rows only (what the trainer does);
-  padded     2 micro-batches of 8 padded rows, logits of every slot in fp32;
-  original   the same with gradient checkpointing, as the original Med-ChatGLM script runs.
+All ways do forward, backward and AdamW on the same 16 examples from the same weights:
+  packed        one padding-free row, the head on supervised rows only, AdamW in one pass: the trainer's;
+  transformers  2 micro-batches of 8 padded rows, logits of every slot in fp32, AdamW as torch has it: the
+                usual loop;
+  original      the same with gradient checkpointing, as the original Med-ChatGLM script runs.
+
+They take turns in a changing order, step by step; with --one_at_a_time one runs after the other, for models
+that do not fit into memory three times. What arithmetic alone would give stands beside what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from machine import write_result
+from machine import RESULTS, write_result
 from torch.nn import functional as F
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from medsft.chatglm.init import PRESETS
 from medsft.data.dataset import Row
-from medsft.data.pack import pack, pad
+from medsft.data.pack import MicroBatch, pack, pad
+from medsft.planner.flops import Flops, mfu, step_flops, visible_pairs
 from medsft.planner.lengths import MED_CHATGLM_QUANTILES as QUANTILES
 from medsft.planner.lengths import MED_CHATGLM_SUPERVISED_SHARE as SUPERVISED_SHARE
+from medsft.planner.shape import Shape
 
 BATCH = 16
 MICRO_BATCH = 8
-SHAPE = {"hidden_size": 512, "num_layers": 6, "num_attention_heads": 8, "inner_hidden_size": 2048}
+SHAPE = {"hidden_size": 768, "num_layers": 9, "num_attention_heads": 12, "inner_hidden_size": 3072}
+PARTS = ("data", "forward", "backward", "optimiser")
+WAYS = ("packed", "transformers", "original")
+# Sides of the square matrices whose product stands for what the device can do at best.
+PEAK_SIDES = (1024, 2048, 4096)
 
 
 def made_up_rows(num_rows: int, config: ChatGLMConfig, seed: int) -> list[Row]:
@@ -63,72 +78,138 @@ def file_rows(num_rows: int, train_file: Path, tokenizer_dir: Path) -> list[Row]
     return [Row(np.array(item.input_ids), item.context_length) for item in encoded]
 
 
-def packed_loss(
-    model: ChatGLMForConditionalGeneration, rows: Sequence[Row], num_targets: int
-) -> tuple[float, int]:
-    """Forward and backward of the trainer's path; loss and slots."""
-    batch = pack(rows, model.config.pad_token_id).to(model.device)
-    loss = model(**batch.model_inputs(), num_items_in_batch=num_targets).loss
-    loss.backward()
-    return float(loss.detach()), batch.num_slots
+def packed_loss(model: ChatGLMForConditionalGeneration, batch: MicroBatch, num_targets: int) -> torch.Tensor:
+    """The trainer's."""
+    return model(**batch.model_inputs(), num_items_in_batch=num_targets).loss
 
 
-def padded_loss(
-    model: ChatGLMForConditionalGeneration, rows: Sequence[Row], num_targets: int
-) -> tuple[float, int]:
-    """Forward and backward over padded rows with the logits of every slot; loss and slots."""
-    total, num_slots = 0.0, 0
-    for start in range(0, len(rows), MICRO_BATCH):
-        batch = pad(rows[start : start + MICRO_BATCH], model.config.pad_token_id).to(model.device)
-        logits = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-        ).logits.float()
-        loss = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-        )
-        (loss / num_targets).backward()
-        total += float(loss.detach()) / num_targets
-        num_slots += batch.num_slots
-    return total, num_slots
+def padded_loss(model: ChatGLMForConditionalGeneration, batch: MicroBatch, num_targets: int) -> torch.Tensor:
+    """Cross-entropy over the fp32 logits of every slot."""
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    logits = model(**inputs, attention_mask=batch.attention_mask, use_cache=False).logits.float()
+    labels = batch.labels[:, 1:].flatten()
+    total = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100, reduction="sum")
+    return total / num_targets
 
 
-PATHS: dict[str, Callable[..., tuple[float, int]]] = {
-    "packed": packed_loss,
-    "padded": padded_loss,
-    "original": padded_loss,
-}
+@dataclass
+class Figures:
+    """What the steps of one way took, warm-up included.
+
+    Attributes:
+        seconds: by part of a step, for each step.
+        slots: computed in each step.
+        losses: of each step.
+        memory: bytes of this process, or of the device, after each step.
+    """
+
+    name: str
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    slots: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
 
 
-def measure(
-    models: dict[str, ChatGLMForConditionalGeneration], rows: Sequence[Row], num_warmup_steps: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]], float]:
-    """Useful tokens/s and share of slots of each step, and the largest relative difference of losses."""
-    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-4) for name, model in models.items()}
-    rates: dict[str, list[float]] = {name: [] for name in models}
-    useful: dict[str, list[float]] = {name: [] for name in models}
-    largest_difference = 0.0
-    names = list(models)
-    for step in range(len(rows) // BATCH):
-        batch = rows[step * BATCH : (step + 1) * BATCH]
-        num_tokens = sum(len(row.input_ids) for row in batch)
-        num_targets = sum(len(row.input_ids) - row.context_length for row in batch)
-        losses = {}
-        for name in names[step % len(names) :] + names[: step % len(names)]:
+class Way:
+    """One way to do a step, with a model and an optimiser of its own."""
+
+    def __init__(self, name: str, model: ChatGLMForConditionalGeneration):
+        self.name = name
+        self.model = model
+        fused = True if name == "packed" else None
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
+        self.figures = Figures(name)
+        if name == "original":
+            model.recompute_activations()
+
+    def step(self, rows: Sequence[Row]) -> None:
+        """Forward, backward and update with these examples."""
+        pad_token_id, device = self.model.config.pad_token_id, self.model.device
+        num_targets = sum(len(row.input_ids) - row.context_length for row in rows)
+        took = dict.fromkeys(PARTS, 0.0)
+        loss_of: Callable[..., torch.Tensor]
+        with self._timed(took, "data"):
+            if self.name == "packed":
+                batches, loss_of = [pack(rows, pad_token_id)], packed_loss
+            else:
+                starts = range(0, len(rows), MICRO_BATCH)
+                batches = [pad(rows[start : start + MICRO_BATCH], pad_token_id) for start in starts]
+                loss_of = padded_loss
+        total = 0.0
+        for batch in batches:
+            with self._timed(took, "data"):
+                on_device = batch.to(device)
+            with self._timed(took, "forward"):
+                loss = loss_of(self.model, on_device, num_targets)
+            with self._timed(took, "backward"):
+                loss.backward()
+            total += float(loss.detach())
+        with self._timed(took, "optimiser"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        for part, seconds in took.items():
+            self.figures.seconds[part].append(seconds)
+        self.figures.slots.append(sum(batch.num_slots for batch in batches))
+        self.figures.losses.append(total)
+        self.figures.memory.append(used_bytes(device))
+
+    @contextmanager
+    def _timed(self, took: dict[str, float], part: str) -> Iterator[None]:
+        begin_s = time.perf_counter()
+        yield
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        took[part] += time.perf_counter() - begin_s
+
+
+def used_bytes(device: torch.device) -> int:
+    """Held by this process on the device: allocated on a GPU, resident on the CPU."""
+    return (
+        torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    )
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the fastest of a few matrix products on this device, now."""
+    best = 0.0
+    for side in PEAK_SIDES:
+        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        for _ in range(4):
             begin_s = time.perf_counter()
-            losses[name], num_slots = PATHS[name](models[name], batch, num_targets)
-            optimizers[name].step()
-            optimizers[name].zero_grad()
-            if models[name].device.type == "cuda":
+            left @ right
+            if device.type == "cuda":
                 torch.cuda.synchronize()
-            if step >= num_warmup_steps:
-                rates[name].append(num_tokens / (time.perf_counter() - begin_s))
-                useful[name].append(num_tokens / num_slots)
-        spread = max(losses.values()) / min(losses.values()) - 1
-        largest_difference = max(largest_difference, spread)
-    return rates, useful, largest_difference
+            best = max(best, 2 * side**3 / (time.perf_counter() - begin_s))
+    return best
+
+
+def batches_of(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """The examples of each step."""
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
+
+
+def flops_of(name: str, shape: Shape, rows: Sequence[Row]) -> Flops:
+    """What a way computes for the examples of one step; every pair of a row is computed, masked or not."""
+    if name == "packed":
+        slots = sum(len(row.input_ids) for row in rows)
+        targets = sum(len(row.input_ids) - row.context_length for row in rows)
+        return step_flops(shape, slots, targets, slots**2)
+    lengths = [
+        (len(part), max(len(row.input_ids) for row in part))
+        for start in range(0, len(rows), MICRO_BATCH)
+        if (part := rows[start : start + MICRO_BATCH])
+    ]
+    slots = sum(count * longest for count, longest in lengths)
+    pairs = sum(count * longest**2 for count, longest in lengths)
+    return step_flops(shape, slots, slots, pairs, checkpointing=name == "original")
+
+
+def necessary_flops(shape: Shape, rows: Sequence[Row]) -> float:
+    """What the examples of one step ask for."""
+    examples = [(len(row.input_ids), len(row.input_ids) - row.context_length) for row in rows]
+    tokens, targets = map(sum, zip(*examples, strict=True))
+    return step_flops(shape, tokens, targets, sum(visible_pairs(*one) for one in examples)).necessary
 
 
 def parse_options() -> argparse.Namespace:
@@ -136,57 +217,119 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="a shape of `medsft init`; default: 768 wide, 9 layers"
+    )
     parser.add_argument("--train_file", type=Path)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--vocab_size", type=int, default=16_384)
-    parser.add_argument("--num_steps", type=int, default=9)
-    parser.add_argument("--num_warmup_steps", type=int, default=3)
+    parser.add_argument("--vocab_size", type=int, default=130_528)
+    parser.add_argument("--num_steps", type=int, default=8)
+    parser.add_argument("--num_warmup_steps", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--one_at_a_time", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name, value in SHAPE.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
     return parser.parse_args()
 
 
+def measure(options: argparse.Namespace, config: ChatGLMConfig, rows: Sequence[Row]) -> list[Figures]:
+    """Every way's steps."""
+    dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
+
+    def new_way(name: str) -> Way:
+        torch.manual_seed(0)
+        return Way(name, ChatGLMForConditionalGeneration(config).to(options.device, dtype).train())
+
+    if not options.one_at_a_time:
+        ways = [new_way(name) for name in options.ways]
+        for step, batch in enumerate(batches_of(rows)):
+            for number in range(len(ways)):
+                ways[(step + number) % len(ways)].step(batch)
+        return [way.figures for way in ways]
+    found = []
+    for name in options.ways:
+        way = new_way(name)
+        for batch in batches_of(rows):
+            way.step(batch)
+        found.append(way.figures)
+        del way
+        gc.collect()
+    return found
+
+
 def main() -> None:
-    """Measures all paths and writes medians."""
+    """Measures all ways and writes medians."""
     options = parse_options()
-    num_rows = BATCH * (options.num_steps + options.num_warmup_steps)
-    shape = {name: getattr(options, name) for name in SHAPE}
+    warm_up = options.num_warmup_steps
+    num_rows = BATCH * (options.num_steps + warm_up)
+    sizes = PRESETS[options.preset] if options.preset else SHAPE
     if options.tokenizer is not None:
-        config = ChatGLMConfig.from_pretrained(options.tokenizer, **shape)
+        config = ChatGLMConfig.from_pretrained(options.tokenizer, **sizes)
         rows = file_rows(num_rows, options.train_file, options.tokenizer)
     else:
         ids = {"bos_token_id": 4, "eos_token_id": 5, "mask_token_id": 0, "gmask_token_id": 1}
         ids = {name: options.vocab_size - 400 + offset for name, offset in ids.items()}
-        config = ChatGLMConfig(vocab_size=options.vocab_size, pad_token_id=3, **shape, **ids)
+        config = ChatGLMConfig(vocab_size=options.vocab_size, pad_token_id=3, **sizes, **ids)
         rows = made_up_rows(num_rows, config, seed=0)
+    shape = Shape.of(config)
     dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
-    torch.manual_seed(0)
-    first = ChatGLMForConditionalGeneration(config).to(options.device, dtype).train()
-    models = {name: first if name == "packed" else copy.deepcopy(first) for name in PATHS}
-    models["original"].recompute_activations()
-    rates, useful, largest_difference = measure(models, rows, options.num_warmup_steps)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    table = [
-        {
-            "path": name,
-            "useful tokens/s (median)": round(medians[name], 1),
-            "min": round(min(rates[name]), 1),
-            "max": round(max(rates[name]), 1),
-            "useful share of slots": round(statistics.mean(useful[name]), 3),
-            "times the original": round(medians[name] / medians["original"], 2),
-        }
-        for name in PATHS
-    ]
+    peak = peak_flops(torch.device(options.device), dtype)
+    ways = measure(options, config, rows)
+
+    steps = list(batches_of(rows))[warm_up:]
+    tokens = [sum(len(row.input_ids) for row in batch) for batch in steps]
+    targets = [sum(len(row.input_ids) - row.context_length for row in batch) for batch in steps]
+    needed = [necessary_flops(shape, batch) for batch in steps]
+    computed = {way.name: sum(flops_of(way.name, shape, batch).total for batch in steps) for way in ways}
+    took = {
+        way.name: [sum(parts) for parts in zip(*(way.seconds[part][warm_up:] for part in PARTS), strict=True)]
+        for way in ways
+    }
+    slowest = ways[-1].name
+    table = []
+    for way in ways:
+        seconds = took[way.name]
+        rates = [count / second for count, second in zip(tokens, seconds, strict=True)]
+        ratios = [theirs / mine for mine, theirs in zip(seconds, took[slowest], strict=True)]
+        grown = (way.memory[-1] - way.memory[warm_up]) / max(1, len(seconds) - 1)
+        table.append(
+            {
+                "way": way.name,
+                "useful tokens/s": round(statistics.median(rates), 1),
+                "min": round(min(rates), 1),
+                "max": round(max(rates), 1),
+                "supervised tokens/s": round(statistics.median(map(_ratio, targets, seconds)), 1),
+                f"times {slowest}": round(statistics.median(ratios), 2),
+                "by arithmetic alone": round(computed[slowest] / computed[way.name], 2),
+                "share of the peak": round(
+                    statistics.median(
+                        mfu(flops, second, 1, peak) for flops, second in zip(needed, seconds, strict=True)
+                    ),
+                    3,
+                ),
+                "useful share of slots": round(sum(tokens) / sum(way.slots[warm_up:]), 3),
+                **{f"{part} s": round(statistics.median(way.seconds[part][warm_up:]), 3) for part in PARTS},
+                "memory grown MB a step": round(grown / 1e6, 1),
+            }
+        )
+    apart = max(max(losses) / min(losses) - 1 for losses in zip(*(way.losses for way in ways), strict=True))
     settings = {
-        "parameters": f"{sum(param.numel() for param in first.parameters()):,}",
+        "parameters": f"{shape.num_parameters:,}",
+        "of them body": f"{shape.body_parameters:,}",
         "vocabulary": config.vocab_size,
         "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
         "steps": options.num_steps,
         "lengths": "file" if options.train_file else "published quantiles",
-        "largest relative difference of losses": f"{largest_difference:.1e}",
+        "peak, a matrix product's": f"{peak / 1e9:,.0f} GFLOP/s",
+        "largest relative difference of losses": f"{apart:.1e}",
     }
-    print(write_result("train_step", settings, table).with_suffix(".md").read_text(encoding="utf-8"))
+    path = write_result("train_step", settings, table, options.results)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def _ratio(count: float, seconds: float) -> float:
+    return count / seconds
 
 
 if __name__ == "__main__":

@@ -131,7 +131,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: for temporary files")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="where the table goes")
     options = parser.parse_args()
-    machine.RESULTS = options.results
     num_elements = int(options.gb * 1e9 / 4 / NUM_TENSORS)
     tensors = {f"tensor {number}": torch.rand(num_elements) for number in range(NUM_TENSORS)}
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -165,7 +164,7 @@ def main() -> None:
         for name in names
     ]
     settings = {"GB": round(num_bytes / 1e9, 2), "rounds": options.repetitions}
-    result = machine.write_result("write_shard", settings, rows)
+    result = machine.write_result("write_shard", settings, rows, options.results)
     print(result.with_suffix(".md").read_text(encoding="utf-8"))
 
 

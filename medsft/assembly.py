@@ -197,7 +197,6 @@ def start_model(
         optimizer = build_optimizer(
             model,
             ds_config,
-            world.device,
             learning_rate=flags.learning_rate,
             betas=(flags.adam_beta1, flags.adam_beta2),
             epsilon=flags.adam_epsilon,

@@ -30,7 +30,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def build_optimizer(
     model: nn.Module,
     ds_config: dict[str, Any],
-    device: torch.device,
     learning_rate: float,
     betas: tuple[float, float],
     epsilon: float,
@@ -38,11 +37,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW for `deepspeed.initialize`: DeepSpeed's CPU Adam where the states are offloaded, else torch's.
 
-    torch's fused kernel needs no compilation at start, unlike DeepSpeed's.
+    torch's fused kernel does it in one pass over memory, on a CPU too, and needs no compilation at start,
+    unlike DeepSpeed's.
     """
     groups = decay_groups(model, weight_decay)
     if offloads_optimizer(ds_config):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(groups, lr=learning_rate, betas=betas, eps=epsilon, adamw_mode=True)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=device.type == "cuda")
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)

@@ -159,9 +159,8 @@ class TrainingState:
     def _prepare_moments(self, flat: torch.Tensor, moments: dict[str, Any], adam_step: int) -> None:
         """The state that the optimiser would make at its first step, counting `adam_step`."""
         is_torch = isinstance(self._adam, torch.optim.AdamW)
-        fused = is_torch and self._adam.defaults["fused"]
-        device = flat.device if fused else torch.device("cpu")
-        moments["step"] = torch.tensor(float(adam_step), device=device) if is_torch else adam_step
+        # torch's fused kernel counts on the device of the weights.
+        moments["step"] = torch.tensor(float(adam_step), device=flat.device) if is_torch else adam_step
         for state in STATES[1:]:
             if state not in moments:
                 moments[state] = torch.zeros_like(flat)

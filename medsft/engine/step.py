@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +117,25 @@ def start_engine(
     """DeepSpeed's engine around a partitioned model. The learning rate stays ours (no scheduler)."""
     import deepspeed
 
+    _import_muon_uncompiled()
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=ds_config, dist_init_required=False
     )
     return engine
+
+
+def _import_muon_uncompiled() -> None:
+    """Imports Muon, an optimiser that is not used here, without the compiler it is decorated with.
+
+    DeepSpeed imports it to know it when it sees it, and with it all of torch's compiler comes: two seconds
+    of each rank. A DeepSpeed that has it elsewhere is left to itself.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_it = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        with suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_it

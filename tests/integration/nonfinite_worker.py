@@ -46,7 +46,7 @@ def main(model_dir, data_file, cache, ds_file, max_in_a_row):
     dtype = deepspeed_config.compute_dtype(ds_config)
     model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
     load_slices(model, base.weights, world)
-    optimizer = build_optimizer(model, ds_config, world.device, 1e-3, (0.9, 0.999), 1e-8, 0.0)
+    optimizer = build_optimizer(model, ds_config, 1e-3, (0.9, 0.999), 1e-8, 0.0)
     engine = start_engine(model, optimizer, ds_config)
     step = TrainStep(engine, world, lambda _: 1e-3, int(max_in_a_row))
     poisoned = {"now": False}
