@@ -1,4 +1,4 @@
-"""A process's own memory, and its peak while something runs."""
+"""A process's own memory, and this one's peak while something runs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import threading
 from pathlib import Path
 
 
-def private_bytes() -> int:
-    """Anonymous memory of this process: what it has written and shares with no file.
+def private_bytes(pid: int | str = "self") -> int:
+    """Anonymous memory of a process: what it has written and shares with no file.
 
-    From /proc/self/status, in microseconds; smaps_rollup gives the same number but walks all pages, a tenth
+    From /proc/PID/status, in microseconds; smaps_rollup gives the same number but walks all pages, a tenth
     of a second for 2 GB in which the process can map no memory.
     """
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("no RssAnon line in /proc/self/status")
+    raise RuntimeError(f"no RssAnon line in /proc/{pid}/status")
 
 
 class Peak:

@@ -15,7 +15,14 @@ def campaign(tmp_path_factory):
     return Campaign(tmp_path_factory.mktemp("faults"), print)
 
 
-@pytest.mark.parametrize("row", [row for row in MATRIX if row.in_short], ids=lambda row: f"row-{row.number}")
+SHORT = [row for row in MATRIX if row.in_short]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [SHORT[0], *(pytest.param(row, marks=pytest.mark.slow) for row in SHORT[1:])],
+    ids=lambda row: f"row-{row.number}",
+)
 def test_the_promise_is_kept(row, campaign):
     tally = Tally(print)
     row.run(campaign, tally, True)

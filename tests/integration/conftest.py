@@ -1,10 +1,14 @@
 """A toy ChatGLM and medical pairs for tests that start real training processes."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from runs import REPOSITORY
+
+from medsft import cli
 
 NUM_EXAMPLES = 512
 
@@ -39,3 +43,20 @@ def toy_model(tmp_path_factory, instruction_file) -> Path:
     shape = {"hidden_size": 64, "num_layers": 3, "num_attention_heads": 4, "inner_hidden_size": 256}
     write_random_model(folder / "toy 模型", folder / "tokenizer", overrides=shape, seed=1, dtype="float32")
     return folder / "toy 模型"
+
+
+@pytest.fixture
+def medsft(monkeypatch, capfd):
+    """Calls the entry point in this process; gives exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medsft", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        output, errors = capfd.readouterr()
+        return int(caught.value.code or 0), output, errors
+
+    return call

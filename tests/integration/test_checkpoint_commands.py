@@ -15,7 +15,6 @@ import pytest
 import torch
 from runs import REPOSITORY, launch
 
-from medsft import cli
 from medsft.chatglm.weights import check_release, load_model
 from medsft.checkpoint.layout import read_latest, steps_in
 from medsft.checkpoint.manifest import Validation, read_manifest
@@ -46,22 +45,6 @@ def run(finished, tmp_path) -> Path:
     """A copy that a test may damage."""
     shutil.copytree(finished, tmp_path / "运行 2")
     return tmp_path / "运行 2"
-
-
-@pytest.fixture
-def medsft(monkeypatch, capfd):
-    """Calls the entry point in this process; gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medsft", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        output, errors = capfd.readouterr()
-        return int(caught.value.code or 0), output, errors
-
-    return call
 
 
 def succeeded(result: tuple[int, str, str]) -> str:

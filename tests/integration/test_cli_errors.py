@@ -15,14 +15,6 @@ MEDSFT = str(Path(sys.executable).with_name("medsft"))
 GRAPH = REPOSITORY / "medsft" / "knowledge" / "sample.jsonl"
 
 
-def medsft(*arguments, stdin=None):
-    """Runs a command; standard input as bytes."""
-    done = subprocess.run(
-        [MEDSFT, *map(str, arguments)], input=stdin, capture_output=True, timeout=120, check=False
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
 def assert_refused(result, *words):
     code, output, errors = result
     assert code == 2, output + errors
@@ -32,31 +24,31 @@ def assert_refused(result, *words):
         assert word in told
 
 
-def test_a_graph_is_not_replaced_by_its_pairs(tmp_path):
+def test_a_graph_is_not_replaced_by_its_pairs(tmp_path, medsft):
     graph = tmp_path / "图谱.jsonl"
     shutil.copy(GRAPH, graph)
     assert_refused(medsft("data", "build", "--graph", graph, "--output", graph), "图谱.jsonl", "Name another")
     assert graph.read_bytes() == GRAPH.read_bytes()
 
 
-def test_a_tokenizer_is_not_replaced(toy_model, instruction_file):
+def test_a_tokenizer_is_not_replaced(toy_model, instruction_file, medsft):
     before = (toy_model / "ice_text.model").read_bytes()
     result = medsft("tokenizer", "--train_file", instruction_file, "--output_dir", toy_model)
     assert_refused(result, "already holds a tokenizer", "ice_text.model")
     assert (toy_model / "ice_text.model").read_bytes() == before
 
 
-def test_init_without_a_tokenizer_says_so_at_once(tmp_path):
+def test_init_without_a_tokenizer_says_so_at_once(tmp_path, medsft):
     result = medsft("init", "--tokenizer", tmp_path / "无", "--output_dir", tmp_path / "new")
     assert_refused(result, "ice_text.model", "无")
 
 
-def test_init_does_not_write_over_a_model(toy_model):
+def test_init_does_not_write_over_a_model(toy_model, medsft):
     result = medsft("init", "--tokenizer", toy_model, "--output_dir", toy_model)
     assert_refused(result, "already holds a model", "Choose another folder")
 
 
-def test_init_makes_any_shape(toy_model, tmp_path):
+def test_init_makes_any_shape(toy_model, tmp_path, medsft):
     shape = {"hidden_size": 48, "num_layers": 5, "num_attention_heads": 3, "inner_hidden_size": 96}
     flags = [text for name, value in shape.items() for text in (f"--{name}", value)]
     flags += ["--max_sequence_length", 128, "--untied"]
@@ -70,28 +62,34 @@ def test_init_makes_any_shape(toy_model, tmp_path):
     assert model.lm_head.weight is not model.transformer.word_embeddings.weight
 
 
-def test_init_refuses_a_shape_that_cannot_be(toy_model, tmp_path):
+def test_init_refuses_a_shape_that_cannot_be(toy_model, tmp_path, medsft):
     result = medsft("init", "--tokenizer", toy_model, "--output_dir", tmp_path / "x", "--hidden_size", 50)
     assert_refused(result, "hidden_size")
     assert not (tmp_path / "x").exists()
 
 
-def test_an_unknown_preset_lists_those_there_are(toy_model, tmp_path):
+def test_an_unknown_preset_lists_those_there_are(toy_model, tmp_path, medsft):
     result = medsft("init", "--tokenizer", toy_model, "--output_dir", tmp_path / "x", "--preset", "7b")
     assert_refused(result, "7b", "6b", "toy")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
-def test_a_device_that_is_not_there(device, toy_model):
+def test_a_device_that_is_not_there(device, toy_model, medsft):
     assert_refused(medsft("chat", "--model", toy_model, "--device", device), device, "cpu")
 
 
 def test_questions_in_another_encoding(toy_model):
-    result = medsft("chat", "--model", toy_model, stdin="头痛怎么办？\n".encode("gbk"))
-    assert_refused(result, "iconv")
+    done = subprocess.run(
+        [MEDSFT, "chat", "--model", str(toy_model)],
+        input="头痛怎么办？\n".encode("gbk"),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert_refused((done.returncode, done.stdout.decode(), done.stderr.decode()), "iconv")
 
 
-def test_a_question_file_without_a_usable_line(toy_model, tmp_path):
+def test_a_question_file_without_a_usable_line(toy_model, tmp_path, medsft):
     bad = tmp_path / "坏.jsonl"
     bad.write_text('{"a": 1}\n', encoding="utf-8")
     result = medsft("compare", "--base", toy_model, "--tuned", toy_model, "--questions", bad)
@@ -111,7 +109,7 @@ def test_the_table_can_be_printed_in_gbk(toy_model, instruction_file, monkeypatc
     assert "训练前后" in done.stdout.decode("gbk")
 
 
-def test_a_damaged_provenance_is_named(toy_model, tmp_path):
+def test_a_damaged_provenance_is_named(toy_model, tmp_path, medsft):
     model = tmp_path / "model"
     shutil.copytree(toy_model, model)
     (model / "medsft.json").write_text(json.dumps({"format": 1}))

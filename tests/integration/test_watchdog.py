@@ -40,7 +40,7 @@ def silence_of(rank: int) -> re.Pattern[str]:
 @pytest.mark.parametrize(
     ("rank", "launcher"),
     [
-        (0, "launcher"),
+        pytest.param(0, "launcher", marks=pytest.mark.slow),
         pytest.param(2, "torchrun", marks=pytest.mark.slow),
         pytest.param(2, "launcher", marks=pytest.mark.slow),
         pytest.param(0, "torchrun", marks=pytest.mark.slow),  # which takes 30 s to kill a stopped process

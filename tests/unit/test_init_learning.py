@@ -43,7 +43,7 @@ NUM_STEPS = 150
 PEAK_LEARNING_RATE = 3e-3
 
 
-@pytest.mark.parametrize("preset", ["toy", "tiny"])
+@pytest.mark.parametrize("preset", ["toy", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_learns_thirty_answers_from_scratch(tmp_path, preset):
     train_tokenizer([question + answer for question, answer in PAIRS], tmp_path / "词表", vocab_size=600)
     write_random_model(

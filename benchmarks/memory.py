@@ -1,0 +1,149 @@
+"""Host memory of a training at its peak, for each DeepSpeed configuration, beside what `medsft plan` says.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --preset 350m --configs zero3_cpu.json --ranks 1 2 4
+
+Runs the real trainer for three steps with a checkpoint and a model at the end, on CPU ranks, and reads the
+private memory of all its ranks (RssAnon in /proc) every 20 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from checkpoint import make_tokenizer
+from machine import RESULTS, write_result
+from peak import private_bytes
+
+from medsft.chatglm.init import PRESETS, count_parameters, write_random_model
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = ("zero3_cpu.json", "zero3_offload_optimizer.json", "zero3_offload_all.json")
+RELEASED_ROWS = 130_528
+SAMPLE_S = 0.02
+RUN = {
+    "global_batch_size": 16,
+    "per_device_train_batch_size": 8,
+    "max_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "logging_steps": 1,
+}
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="60m")
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="names in ds_configs")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
+    return parser.parse_args()
+
+
+def ranks_of(launcher: psutil.Process) -> list[psutil.Process]:
+    """The processes below the launcher that have a rank."""
+    found = []
+    for process in launcher.children(recursive=True):
+        try:
+            if "RANK" in process.environ() and "medsft/train.py" in process.cmdline():
+                found.append(process)
+        except psutil.Error:  # ended meanwhile, or is just being born
+            continue
+    return found
+
+
+def run_peak(model: Path, data: Path, config: str, num_ranks: int) -> int:
+    """Runs a training; bytes of all its ranks together, at their highest."""
+    output = model.parent / f"run-{config}-{num_ranks}"
+    flags = RUN | {
+        "model_name_or_path": model,
+        "train_file": data,
+        "output_dir": output,
+        "deepspeed": f"ds_configs/{config}",
+    }
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "launcher", "run", "--num-gpus", str(num_ranks), "medsft/train.py"]
+    highest = 0
+    with subprocess.Popen(
+        [*command, *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        launcher = psutil.Process(process.pid)
+        ranks: list[psutil.Process] = []
+        while process.poll() is None:
+            if len(ranks) < num_ranks:
+                ranks = ranks_of(launcher)
+            total = 0
+            for rank in ranks:
+                try:
+                    total += private_bytes(rank.pid)
+                except (OSError, RuntimeError):  # this rank has ended
+                    continue
+            highest = max(highest, total)
+            time.sleep(SAMPLE_S)
+    if process.returncode != 0:
+        raise RuntimeError(f"{config} on {num_ranks} ranks ended with {process.returncode}")
+    return highest
+
+
+def planned(model: Path, data: Path, config: str, num_ranks: int) -> tuple[float, str]:
+    """Bytes that `medsft plan` gives a host at its peak, and at which stage."""
+    command = [sys.executable, "-m", "medsft.cli", "plan", "--gpu", "cpu", "--gpus_per_node", str(num_ranks)]
+    flags = {
+        "model_name_or_path": model,
+        "train_file": data,
+        "deepspeed": f"ds_configs/{config}",
+        **{name: RUN[name] for name in ("global_batch_size", "per_device_train_batch_size")},
+    }
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    done = subprocess.run(
+        [*command, *words, "--json"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
+    )
+    chosen = json.loads(done.stdout)["configurations"][0]
+    stage = max(chosen["stages"], key=lambda stage: sum(stage["host_of_a_rank"].values()))
+    return chosen["host_bytes"], stage["name"]
+
+
+def main() -> None:
+    """Runs all configurations on all numbers of ranks."""
+    options = parse_options()
+    table = []
+    with tempfile.TemporaryDirectory(prefix="medsft-memory-") as scratch:
+        place = Path(scratch)
+        config = write_random_model(
+            place / "model", make_tokenizer(place), options.preset, {"vocab_size": RELEASED_ROWS}, seed=0
+        )
+        for name in options.configs:
+            for num_ranks in options.ranks:
+                expected, stage = planned(place / "model", place / "pairs.jsonl", name, num_ranks)
+                peak = run_peak(place / "model", place / "pairs.jsonl", name, num_ranks)
+                table.append(
+                    {
+                        "configuration": name,
+                        "ranks": num_ranks,
+                        "planned GB": round(expected / 1e9, 2),
+                        "planned at": stage,
+                        "measured GB": round(peak / 1e9, 2),
+                        "planned over measured": f"{expected / peak - 1:+.1%}",
+                    }
+                )
+    settings = {"parameters": f"{count_parameters(config):,}", "examples a step": RUN["global_batch_size"]}
+    path = write_result("memory", settings, table, options.results)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
