@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from medsft.cli.data import build, graph
+from medsft.cli.data import build, graph, split
 
 app = typer.Typer(help="Build, check and rewrite instruction data.", no_args_is_help=True)
-app.command()(build.build)
+for command in (build.build, split.split):
+    app.command()(command)
 app.add_typer(graph.app, name="graph")
