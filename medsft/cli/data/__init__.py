@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from medsft.cli.data import build, graph, split
+from medsft.cli.data import build, check, graph, rewrite, split
 
 app = typer.Typer(help="Build, check and rewrite instruction data.", no_args_is_help=True)
-for command in (build.build, split.split):
+for command in (build.build, split.split, check.check, rewrite.mix, rewrite.convert):
     app.command()(command)
 app.add_typer(graph.app, name="graph")
