@@ -21,7 +21,7 @@ from medsft.data.check.texts import bare_question
 from medsft.data.records import Example
 from medsft.knowledge.graph import Graph
 from medsft.knowledge.mentions import Names
-from medsft.knowledge.relations import DEPARTMENT
+from medsft.knowledge.relations import DEPARTMENT, DRUGS
 from medsft.knowledge.templates import Templates
 
 _YES = re.compile(r"(?:是的|对|会|可以|有|能|需要|是)[，。,]")
@@ -71,6 +71,16 @@ class FactCheck:
             return Fault("contradicts the graph", detail)
         if foreign and self._is_strict:
             return Fault("leaves the graph's facts", detail)
+        return None
+
+    def stray(self, entity: str, answer: str) -> Fault | None:
+        """A medicine or department in an answer about an entity that the graph does not give it."""
+        own = {value for values in self._facts[entity].values() for value in values}
+        for relation in (DRUGS, DEPARTMENT):
+            names = self._values.get(relation)
+            for value in sorted(names.found_in(answer)) if names else ():
+                if not any(value in one or one in value for one in own):
+                    return Fault("leaves the graph's facts", f"{entity}, {relation}: {value}")
         return None
 
     def _recognised(self, question: str) -> tuple[str, str] | None:

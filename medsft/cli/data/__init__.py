@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from medsft.cli.data import build, check, graph, rewrite, split
+from medsft.cli.data import build, check, generate, graph, rewrite, split
 
 app = typer.Typer(help="Build, check and rewrite instruction data.", no_args_is_help=True)
-for command in (build.build, split.split, check.check, rewrite.mix, rewrite.convert):
+for command in (
+    build.build,
+    generate.generate,
+    split.split,
+    check.check,
+    rewrite.mix,
+    rewrite.convert,
+):
     app.command()(command)
 app.add_typer(graph.app, name="graph")
