@@ -19,6 +19,8 @@ DEPENDENCIES = [
     "filelock>=4.2",
     "pyyaml",
     "psutil",
+    "datasketch",
+    "jinja2",
     "protobuf",  # SentencePiece models are read and written piece by piece
 ]
 
@@ -33,7 +35,7 @@ setup(
     packages=[*find_packages(include=["launcher", "launcher.*", "medsft", "medsft.*"]), "ds_configs"],
     package_data={"medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja"], "ds_configs": ["*.json", "*.md"]},
     install_requires=DEPENDENCIES,
-    extras_require={"test": ["pytest", "ruff"]},
+    extras_require={"generate": ["openai"], "test": ["pytest", "ruff", "openai"]},
     entry_points={
         "console_scripts": [
             "medsft = medsft.cli:main",

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
+from typing import BinaryIO
 
 from medsft.errors import UserError
 
@@ -119,10 +120,13 @@ def file_sha256(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def iter_objects(path: Path, on_bytes: OnBytes | None = None) -> Iterator[tuple[int, object]]:
+def iter_objects(
+    path: Path, on_bytes: OnBytes | None = None, max_line_bytes: int | None = None
+) -> Iterator[tuple[int, object]]:
     """Records of one file in order: (line number, object), or (line number, BadRecord) where unreadable.
 
-    Line numbers count from 1 and are those of the record's first line. Blank lines are no records.
+    Line numbers count from 1 and are those of the record's first line. Blank lines are no records. With
+    `max_line_bytes` a longer line of a file of lines is a BadRecord and is not held in memory.
 
     Raises:
         UserError: the file cannot be read, is UTF-16, or is broken in such a way that the records after the
@@ -136,20 +140,38 @@ def iter_objects(path: Path, on_bytes: OnBytes | None = None) -> Iterator[tuple[
         kind = SUFFIXES[path.suffix.lower()]
         if kind == "json" and _is_one_object_a_line(path):
             kind = "lines"
-        yield from {"lines": _iter_lines, "json": _iter_json, "csv": _iter_csv}[kind](path, on_bytes)
+        if kind == "lines":
+            yield from _iter_lines(path, on_bytes, max_line_bytes)
+        else:
+            yield from {"json": _iter_json, "csv": _iter_csv}[kind](path, on_bytes)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _iter_lines(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
+def _iter_lines(
+    path: Path, on_bytes: OnBytes, max_line_bytes: int | None = None
+) -> Iterator[tuple[int, object]]:
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        lines = stream if max_line_bytes is None else _bounded_lines(stream, max_line_bytes)
+        for number, line in enumerate(lines, start=1):
             on_bytes(len(line))
+            if max_line_bytes is not None and len(line) > max_line_bytes:
+                yield number, BadRecord("line too long", f"more than {max_line_bytes:,} bytes")
+                continue
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             yield number, _parse_line(line)
+
+
+def _bounded_lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes]:
+    """Lines of a file; of a longer one no more than its first `max_bytes` + 1 bytes."""
+    while line := stream.readline(max_bytes + 1):
+        rest = line
+        while not rest.endswith(b"\n") and len(line) > max_bytes and rest:
+            rest = stream.readline(max_bytes)
+        yield line
 
 
 def _parse_line(line: bytes) -> object:

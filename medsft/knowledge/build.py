@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medsft.data.records import BadLine
+from medsft.data.writing import check_output, writing_lines
 from medsft.errors import UserError
-from medsft.files import replacing
-from medsft.knowledge.graph import read_graph
-from medsft.knowledge.pairs import KINDS, make_pairs
+from medsft.knowledge.card import write_card
+from medsft.knowledge.graph import Graph, read_graph
+from medsft.knowledge.pairs import KINDS, Pair, make_pairs
 from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
 
 
@@ -57,17 +58,14 @@ def build_pairs(
     max_bad_share: float = 0.01,
     templates_file: Path = DEFAULT_TEMPLATES,
 ) -> BuildSummary:
-    """Writes `output` (.jsonl, a {"context", "target"} object a line), whole or not at all.
+    """Writes `output` (.jsonl, an object with context, target and provenance a line), whole or not at all.
+
+    Beside it goes a data card, `<name>.card.md`.
 
     Arguments as in `read_graph` and `make_pairs`. Raises `UserError` as these do, and for an output that
     cannot be written.
     """
-    if output.suffix != ".jsonl":
-        raise UserError(f"The output {output} must end in .jsonl: it holds one JSON object a line.")
-    if any(output.exists() and output.samefile(path) for path in graph_files if Path(path).exists()):
-        raise UserError(
-            f"The output {output} is one of the graph files, which it would replace. Name another."
-        )
+    check_output(output, graph_files)
     templates = load_templates(templates_file)
     graph = read_graph(graph_files, max_bad_share)
     pairs = make_pairs(graph, templates, seed, kinds, num_phrasings, max_pairs)
@@ -76,13 +74,21 @@ def build_pairs(
             f"The graph's {len(graph.entities)} entities give no pair of the kinds {', '.join(kinds)}; "
             "several needs two relations of an entity, reverse a relation with reverse phrasings."
         )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as temporary, temporary.open("wb") as file:
-            for pair in pairs:
-                file.write(json.dumps(pair.record(), ensure_ascii=False).encode() + b"\n")
-    except OSError as error:
-        raise UserError(f"The output {output} cannot be written: {error.strerror}.") from error
+    write_pairs(output, pairs, {"seed": seed})
+    summary = _summary(graph, pairs)
+    settings = {"seed": seed, "kinds": ", ".join(kinds), "phrasings of a fact": num_phrasings}
+    write_card(output.with_suffix(".card.md"), [output], graph_files, templates_file, settings, summary)
+    return summary
+
+
+def write_pairs(output: Path, pairs: Sequence[Pair], made_by: Mapping[str, Any]) -> None:
+    """Writes pairs with their provenance, all or none; `UserError` where the file cannot be written."""
+    with writing_lines(output) as write:
+        for pair in pairs:
+            write(pair.record_with_provenance(made_by))
+
+
+def _summary(graph: Graph, pairs: Sequence[Pair]) -> BuildSummary:
     return BuildSummary(
         num_entities=len(graph.entities),
         num_facts=graph.num_facts,

@@ -1,22 +1,22 @@
-"""Knowledge graphs in files -> entities with their facts.
-
-A record is an object like `{"中心词": "偏头痛", "相关症状": ["恶心", "畏光"], "所属科室": ["神经内科"]}`:
-the name of an entity, then any number of relations, each a list of texts or one text. The files are those
-of `medsft.data.files`, most often one object a line.
-"""
+"""Knowledge graphs in files -> entities with their facts; the forms of files are in `sources`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsft.data.files import BadRecord, expand_files, iter_objects
+from medsft.data.files import expand_files
 from medsft.data.records import BadLine
 from medsft.errors import UserError
+from medsft.knowledge.sources import NAME_FIELD, Statement, iter_statements
 
-NAME_FIELD = "中心词"
+__all__ = ["COMMON_GRAPH", "NAME_FIELD", "SAMPLE_GRAPH", "Entity", "Graph", "merge", "read_graph"]
+
 SAMPLE_GRAPH = Path(__file__).with_name("sample.jsonl")
+"""A few dozen entities for the demo; see COMMON_GRAPH."""
+
+COMMON_GRAPH = Path(__file__).with_name("common.jsonl")
 """Common medical knowledge written for this project: for trying things out, no medical advice."""
 
 
@@ -43,11 +43,14 @@ class Graph:
         entities: in the order of their first records.
         num_merged: records that added to an entity named before.
         bad: records that could not be used.
+        num_repeated: facts that were told more than once, each repetition counted, and values that say
+            nothing.
     """
 
     entities: tuple[Entity, ...]
     num_merged: int
     bad: tuple[BadLine, ...]
+    num_repeated: int = 0
 
     @property
     def num_facts(self) -> int:
@@ -61,82 +64,49 @@ def read_graph(files: Sequence[str | Path], max_bad_share: float = 0.01) -> Grap
     `max_bad_share`: largest tolerable share of unusable records, 0 to 1. Raises `UserError` above it, when
     no record can be used, and for files that cannot be read.
     """
-    merged: dict[str, dict[str, list[str]]] = {}
-    sources: dict[str, str] = {}
     bad: list[BadLine] = []
-    num_records = 0
+
+    def usable() -> Iterator[Statement]:
+        for item in iter_files(files):
+            if isinstance(item, BadLine):
+                bad.append(item)
+            else:
+                yield item
+
+    graph = merge(usable())
+    check_bad(bad, len(graph.entities) + graph.num_merged + len(bad), max_bad_share)
+    return replace(graph, bad=tuple(bad))
+
+
+def iter_files(files: Sequence[str | Path]) -> Iterator[Statement | BadLine]:
+    """Statements of files, folders and patterns in order; raises `UserError` for what cannot be read."""
     for path in expand_files(files):
-        for line, value in iter_objects(path):
-            num_records += 1
-            source = f"{path}:{line}"
-            try:
-                name, facts = parse_record(value)
-            except BadRecord as fault:
-                bad.append(BadLine(source, fault.reason, fault.detail))
-                continue
-            sources.setdefault(name, source)
-            known = merged.setdefault(name, {})
-            for relation, values in facts.items():
-                known[relation] = _distinct([*known.get(relation, []), *values])
-    _check_bad(bad, num_records, max_bad_share)
+        yield from iter_statements(path)
+
+
+def merge(statements: Iterable[Statement]) -> Graph:
+    """Statements of the same name as one entity, each fact once; entities in the order of first mention."""
+    merged: dict[str, dict[str, dict[str, None]]] = {}
+    sources: dict[str, str] = {}
+    num_statements = num_repeated = 0
+    for statement in statements:
+        num_statements += 1
+        num_repeated += statement.num_cleared
+        sources.setdefault(statement.name, statement.source)
+        known = merged.setdefault(statement.name, {})
+        for relation, values in statement.facts.items():
+            texts = known.setdefault(relation, {})
+            num_repeated += sum(value in texts for value in values)
+            texts.update(dict.fromkeys(values))
     entities = tuple(
         Entity(name, tuple((relation, tuple(values)) for relation, values in facts.items()), sources[name])
         for name, facts in merged.items()
     )
-    return Graph(entities, num_records - len(bad) - len(entities), tuple(bad))
+    return Graph(entities, num_statements - len(entities), (), num_repeated)
 
 
-def parse_record(record: object) -> tuple[str, dict[str, list[str]]]:
-    """Name and relation -> values of a raw record; empty values and relations are left out.
-
-    Raises `BadRecord` for what is no object, has no name, holds other things than texts and numbers, or
-    says nothing about its entity.
-    """
-    if isinstance(record, BadRecord):
-        raise record
-    if not isinstance(record, Mapping):
-        raise BadRecord("not a JSON object", f"a {type(record).__name__}")
-    if NAME_FIELD not in record:
-        raise BadRecord(f"no {NAME_FIELD}", "has " + (", ".join(map(str, record)) or "no fields"))
-    names = _texts(NAME_FIELD, record[NAME_FIELD])
-    if len(names) != 1:
-        raise BadRecord(f"{NAME_FIELD} must be one text", f"it is {record[NAME_FIELD]!r}")
-    facts = {
-        clean: values
-        for relation, value in record.items()
-        if relation != NAME_FIELD and (clean := _clean(str(relation))) and (values := _texts(clean, value))
-    }
-    if not facts:
-        raise BadRecord("no facts", f"nothing is said about {names[0]}")
-    return names[0], facts
-
-
-def _texts(field: str, value: object) -> list[str]:
-    items = value if isinstance(value, list) else [value]
-    texts = []
-    for item in items:
-        if item is None:
-            continue
-        if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise BadRecord("wrong type", f"{field} holds a {type(item).__name__}, not text")
-        texts.append(_clean(str(item)))
-    return _distinct([text for text in texts if text])
-
-
-def _clean(text: str) -> str:
-    """White space made single; `BadRecord` for text that UTF-8 cannot express (half a surrogate pair)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRecord("not valid UTF-8", f"character {error.start + 1} of a text") from error
-    return " ".join(text.split())
-
-
-def _distinct(values: list[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def _check_bad(bad: Sequence[BadLine], num_records: int, max_bad_share: float) -> None:
+def check_bad(bad: Sequence[BadLine], num_records: int, max_bad_share: float) -> None:
+    """Raises `UserError` above the tolerable share of bad records, and where no record can be used."""
     if not num_records:
         raise UserError("The graph files hold no record; give at least one entity with a fact.")
     if len(bad) == num_records or len(bad) / num_records > max_bad_share:

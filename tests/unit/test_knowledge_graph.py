@@ -33,8 +33,8 @@ def test_entities_facts_and_sources(tmp_path):
     )
     graph = read_graph([path])
     assert graph.entities == (
-        Entity("偏头痛", (("症状", ("恶心", "畏光")), ("科室", ("神经内科",))), f"{path}:1"),
-        Entity("高血压", (("症状", ("心悸",)), ("收缩压", ("140",))), f"{path}:3"),
+        Entity("偏头痛", (("相关症状", ("恶心", "畏光")), ("所属科室", ("神经内科",))), f"{path}:1"),
+        Entity("高血压", (("相关症状", ("心悸",)), ("收缩压", ("140",))), f"{path}:3"),
     )
     assert (graph.num_facts, graph.num_merged, graph.bad) == (5, 0, ())
 
@@ -42,7 +42,7 @@ def test_entities_facts_and_sources(tmp_path):
 def test_values_are_cleaned_and_distinct(tmp_path):
     path = write(tmp_path, {"中心词": " 偏 \n 头痛 ", "症状": ["恶心", " 恶心\t", "", "  "]})
     assert read_graph([path]).entities[0].name == "偏 头痛"
-    assert read_graph([path]).entities[0].facts == (("症状", ("恶心",)),)
+    assert read_graph([path]).entities[0].facts == (("相关症状", ("恶心",)),)
 
 
 def test_records_of_one_name_are_merged_over_files(tmp_path):
@@ -52,7 +52,7 @@ def test_records_of_one_name_are_merged_over_files(tmp_path):
     )
     graph = read_graph([first, second])
     assert graph.entities == (
-        Entity("痛风", (("症状", ("关节红肿", "关节疼痛")), ("药物", ("秋水仙碱",))), f"{first}:1"),
+        Entity("痛风", (("相关症状", ("关节红肿", "关节疼痛")), ("药物治疗", ("秋水仙碱",))), f"{first}:1"),
     )
     assert graph.num_merged == 1
 

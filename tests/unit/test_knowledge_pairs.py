@@ -10,8 +10,9 @@ from medsft.data.template import detect_template
 from medsft.errors import UserError
 from medsft.knowledge.build import build_pairs
 from medsft.knowledge.graph import SAMPLE_GRAPH, Entity, Graph, read_graph
-from medsft.knowledge.pairs import KINDS, join, make_pairs
+from medsft.knowledge.pairs import KINDS, make_pairs
 from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
+from medsft.knowledge.wording import join
 
 MIGRAINE = Entity(
     "偏头痛",
@@ -70,6 +71,16 @@ def test_reverse_lookup_names_every_entity_and_its_source():
 def test_the_form_is_the_one_of_the_training_data():
     (pair, *_) = make_pairs(GRAPH, TEMPLATES, seed=1)
     assert pair.record() == {"context": f"问题：{pair.question}\n回答: ", "target": pair.answer}
+    provenance = pair.record_with_provenance({"seed": 1})["provenance"]
+    assert {
+        "kind": "single",
+        "sources": ["g:1"],
+        "entities": ["偏头痛"],
+        "relations": ["相关疾病"],
+        "seed": 1,
+    }.items() <= provenance.items()
+    assert re.fullmatch(r"相关疾病\.questions\.\d\+answers\.\d", provenance["template"])
+    assert re.fullmatch(r"[0-9a-f]{16}", provenance["sha256"])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +229,7 @@ class TestBuild:
         assert records.bad == ()
         assert len(records.examples) == sum(summary.num_pairs.values())
         assert detect_template(records.examples) == "med-chatglm"
-        assert [path.name for path in output.parent.iterdir()] == ["pairs.jsonl"]
+        assert [path.name for path in sorted(output.parent.iterdir())] == ["pairs.card.md", "pairs.jsonl"]
         assert "45 entities" in summary.describe()
 
     def test_building_twice_gives_the_same_bytes(self, tmp_path):
@@ -258,8 +269,6 @@ class TestBuild:
         graph.write_text('{"中心词": "甲", "乙": "丙"}\n{}\n', encoding="utf-8")
         summary = build_pairs([graph], tmp_path / "pairs.jsonl", max_bad_share=0.5)
         assert [line.source for line in summary.bad] == [f"{graph}:2"]
-        assert json.loads((tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()[0]).keys() == {
-            "context",
-            "target",
-        }
+        first = json.loads((tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        assert first.keys() == {"context", "target", "provenance"}
         assert f"{graph}:2" in summary.describe()

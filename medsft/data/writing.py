@@ -1,0 +1,39 @@
+"""Instruction files written: one JSON object a line, the whole file or none of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medsft.errors import UserError
+from medsft.files import replacing
+
+Write = Callable[[Mapping[str, Any]], None]
+"""Writes one record."""
+
+
+def check_output(output: Path, inputs: Sequence[str | Path]) -> None:
+    """Raises `UserError` for an output that is not named .jsonl, or that is one of the inputs."""
+    if output.suffix != ".jsonl":
+        raise UserError(f"The output {output} must end in .jsonl: it holds one JSON object a line.")
+    if any(output.exists() and output.samefile(path) for path in inputs if Path(path).exists()):
+        raise UserError(f"The output {output} is one of the inputs, which it would replace. Name another.")
+
+
+@contextmanager
+def writing_lines(output: Path) -> Iterator[Write]:
+    """A function that writes records; the file takes its name only when the block ends without an error.
+
+    Raises `UserError` where it cannot be written (no room, no permission).
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(output) as temporary, temporary.open("wb") as file:
+            yield lambda record: file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    except OSError as error:
+        raise UserError(
+            f"The output {output} cannot be written: {error.strerror}. What was there before is as it was."
+        ) from error

@@ -1,0 +1,140 @@
+"""Requests to an OpenAI-compatible endpoint: several at a time, no more a minute than allowed, retried."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medsft.errors import UserError
+
+KEY_VARIABLES = ("MEDSFT_API_KEY", "OPENAI_API_KEY")
+_GARBAGE_ATTEMPTS = 3
+
+Request = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask, and how fast.
+
+    Attributes:
+        base_url: of the API, most often ending in /v1.
+        concurrency: requests under way at a time.
+        requests_per_minute: started in a minute at most.
+        max_retries: of a request that fails with 408, 409, 429, 5xx or on the way; waits grow from half a
+            second to eight, or are what the server says.
+        timeout_s: for one reply.
+    """
+
+    base_url: str
+    concurrency: int = 4
+    requests_per_minute: float = 60.0
+    max_retries: int = 5
+    timeout_s: float = 120.0
+
+
+def api_key(environment: Mapping[str, str] = os.environ) -> str:
+    """The key, from the environment only; it never stands in a message."""
+    for name in KEY_VARIABLES:
+        if environment.get(name):
+            return environment[name]
+    raise UserError(
+        f"No key: set {KEY_VARIABLES[0]} (or {KEY_VARIABLES[1]}) in the environment. A local server that "
+        "needs none takes any text."
+    )
+
+
+class _Pace:
+    """Spreads the starts of requests evenly."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._interval_s = 60.0 / per_minute
+        self._next_s = 0.0
+
+    async def turn(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        start_s = max(now_s, self._next_s)
+        self._next_s = start_s + self._interval_s
+        await asyncio.sleep(start_s - now_s)
+
+
+def ask_all(
+    requests: Sequence[tuple[str, Request]],
+    endpoint: Endpoint,
+    key: str,
+    on_reply: Callable[[str, str], None],
+) -> list[str]:
+    """Sends (name, request) pairs and hands (name, reply) to `on_reply` as they come.
+
+    Returns what went wrong with each request that got no reply. Raises `UserError` at once for what no
+    repetition would mend: a wrong key, an unknown model or address, a request that is refused.
+    """
+    return asyncio.run(_ask_all(requests, endpoint, key, on_reply))
+
+
+async def _ask_all(
+    requests: Sequence[tuple[str, Request]],
+    endpoint: Endpoint,
+    key: str,
+    on_reply: Callable[[str, str], None],
+) -> list[str]:
+    try:
+        from openai import AsyncOpenAI
+    except ImportError as error:
+        raise UserError("Generating needs the openai package: pip install 'medsft[generate]'.") from error
+    pace = _Pace(endpoint.requests_per_minute)
+    waiting = iter(requests)
+    failures: list[str] = []
+
+    async def worker(client: AsyncOpenAI) -> None:
+        for name, request in waiting:
+            await pace.turn()
+            reply = await _ask(client, request, endpoint, failures)
+            if reply is not None:
+                on_reply(name, reply)
+
+    settings = {"max_retries": endpoint.max_retries, "timeout": endpoint.timeout_s}
+    async with AsyncOpenAI(base_url=endpoint.base_url, api_key=key, **settings) as client:
+        workers = [asyncio.create_task(worker(client)) for _ in range(endpoint.concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for task in workers:
+                task.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+    return failures
+
+
+async def _ask(client: Any, request: Request, endpoint: Endpoint, failures: list[str]) -> str | None:
+    import openai
+
+    refused = (
+        openai.AuthenticationError,
+        openai.PermissionDeniedError,
+        openai.NotFoundError,
+        openai.BadRequestError,
+        openai.UnprocessableEntityError,
+    )
+    told = "no reply"
+    for _ in range(_GARBAGE_ATTEMPTS):
+        try:
+            done = await client.chat.completions.create(**request)
+            content = done.choices[0].message.content
+            if isinstance(content, str) and content.strip():
+                return content
+            told = "an empty reply"
+        except refused as error:
+            raise UserError(
+                f"{endpoint.base_url} refuses the request ({error.status_code} {type(error).__name__}). "
+                f"Check the key in {KEY_VARIABLES[0]}, the model's name and the address."
+            ) from error
+        except openai.APIError as error:  # retried by the client already
+            failures.append(type(error).__name__)
+            return None
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            told = f"a reply that is no completion ({type(error).__name__})"
+    failures.append(told)
+    return None
