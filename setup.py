@@ -19,7 +19,7 @@ DEPENDENCIES = [
     "filelock>=4.2",
     "pyyaml",
     "psutil",
-    "datasketch",
+    "rensa",
     "jinja2",
     "protobuf",  # SentencePiece models are read and written piece by piece
 ]

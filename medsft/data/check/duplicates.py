@@ -1,7 +1,7 @@
 """Examples that stand in a set already, exactly or nearly.
 
 Near duplicates are found with MinHash (Broder 1997) over the character trigrams of the question, by
-datasketch's locality sensitive hashing, and then held against the texts themselves, as the hashes only
+rensa's locality sensitive hashing, and then held against the texts themselves, as the hashes only
 estimate. Both question and answer must be alike, and numbers and Latin words in the answers must be the same:
 "1 型" and "2 型" are one character apart and not the same thing.
 """
@@ -12,10 +12,14 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from medsft.data.check.fault import Fault
 from medsft.data.check.texts import bare_question
 from medsft.data.records import Example
+
+if TYPE_CHECKING:
+    from rensa import RMinHash
 
 _NUM_HASHES = 128
 _MIN_NEAR = 20
@@ -71,9 +75,9 @@ class Duplicates:
         self._kept: list[_Kept] = []
         self._index = None
         if threshold is not None:
-            from datasketch import MinHashLSH
+            from rensa import RMinHashLSH
 
-            self._index = MinHashLSH(threshold=threshold, num_perm=_NUM_HASHES)
+            self._index = RMinHashLSH(threshold, _NUM_HASHES, _num_bands(threshold))
 
     def find(self, example: Example) -> Fault | None:
         """The earlier example that this one repeats. Does not remember this one: see `add`."""
@@ -118,12 +122,24 @@ class Duplicates:
         )
 
     @staticmethod
-    def _hashes(text: str):
-        from datasketch import MinHash
+    def _hashes(text: str) -> RMinHash:
+        from rensa import RMinHash
 
-        hashes = MinHash(num_perm=_NUM_HASHES, seed=1)
-        hashes.update_batch([gram.encode() for gram in trigrams(text)])
+        hashes = RMinHash(_NUM_HASHES, seed=1)
+        hashes.update(list(trigrams(text)))
         return hashes
+
+
+def _num_bands(threshold: float) -> int:
+    """The fewest bands in which 99 % of texts as alike as `threshold` meet.
+
+    Two texts of similarity s share one of b bands of r hashes with probability 1 - (1 - s^r)^b (Leskovec,
+    Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.2).
+    """
+    bands = 1
+    while bands < _NUM_HASHES and (1 - threshold ** (_NUM_HASHES // bands)) ** bands > 0.01:
+        bands *= 2
+    return bands
 
 
 def _digest(question: str, answer: str) -> bytes:
