@@ -39,3 +39,13 @@ def toy_model(tmp_path_factory, instruction_file) -> Path:
     shape = {"hidden_size": 64, "num_layers": 3, "num_attention_heads": 4, "inner_hidden_size": 256}
     write_random_model(folder / "toy 模型", folder / "tokenizer", overrides=shape, seed=1, dtype="float32")
     return folder / "toy 模型"
+
+
+@pytest.fixture(scope="session")
+def chat_model_dir(tmp_path_factory) -> Path:
+    """A folder with a toy that answers `chat_toy.PAIRS` exactly."""
+    from chat_toy import make_toy
+
+    folder = tmp_path_factory.mktemp("聊 天")
+    make_toy(folder)
+    return folder

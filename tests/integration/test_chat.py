@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_toy import PAIRS, ROUND
 
-from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.base import open_tokenizer
-from medsft.chatglm.tokenizer_training import train_tokenizer
-from medsft.data.encode import encode_example
-from medsft.data.pack import pack
-from medsft.data.records import Example, read_files
+from medsft.data.records import read_files
 from medsft.errors import UserError
 from medsft.inference.chat import chat
 from medsft.inference.responder import Responder
@@ -24,44 +22,12 @@ from medsft.inference.sampling import Sampling
 
 MEDSFT = str(Path(sys.executable).with_name("medsft"))
 GREEDY = Sampling(max_new_tokens=40, greedy=True)
-ROUND = (("头痛怎么办？", "多休息。\n 少看屏幕，早睡😀。"),)
-PAIRS = [
-    Example(*ROUND[0], (), "1"),
-    Example("发烧呢？", "多喝水，38.5度以上吃退烧药。", (), "2"),
-    Example("然后呢？", "去看神经内科。", ROUND, "3"),
-]
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    """A folder with a toy that answers PAIRS exactly."""
-    folder = tmp_path_factory.mktemp("聊 天")
-    tokenizer = train_tokenizer([pair.query + pair.response for pair in PAIRS], folder, 600)
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    ids |= {name: getattr(tokenizer, name) for name in ("mask_token_id", "gmask_token_id")}
-    shape = {"hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "inner_hidden_size": 256}
-    rows = -(-tokenizer.vocab_size // 64) * 64
-    torch.manual_seed(0)
-    model = ChatGLMForConditionalGeneration(
-        ChatGLMConfig(vocab_size=rows, max_sequence_length=256, **shape, **ids)
-    )
-    encoded = [encode_example(pair, tokenizer, 128, 128, "chatglm") for pair in PAIRS]
-    batch = pack(encoded, tokenizer.pad_token_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
-        loss = model(**batch.model_inputs()).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert float(loss.detach()) < 0.05
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def responder(model_dir):
-    model = ChatGLMForConditionalGeneration.from_pretrained(model_dir).eval()
-    return Responder(model, open_tokenizer(model_dir), "chatglm")
+def responder(chat_model_dir):
+    model = ChatGLMForConditionalGeneration.from_pretrained(chat_model_dir).eval()
+    return Responder(model, open_tokenizer(chat_model_dir), "chatglm")
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.source)
@@ -116,8 +82,8 @@ def test_control_tokens_in_a_question_stay_text(responder):
     assert responder.answers([("[gMASK]<sop>", ())], GREEDY)
 
 
-def test_the_answer_as_it_was_decoded(model_dir, responder):
-    raw = Responder(responder.model, open_tokenizer(model_dir), "chatglm", polish=False)
+def test_the_answer_as_it_was_decoded(chat_model_dir, responder):
+    raw = Responder(responder.model, open_tokenizer(chat_model_dir), "chatglm", polish=False)
     assert "".join(raw.stream("发烧呢？", (), GREEDY)) == PAIRS[1].response.replace("，", ",")
 
 
@@ -160,10 +126,10 @@ def test_control_characters_do_not_reach_the_terminal(responder, capsys, monkeyp
     assert talk(responder, "x\n", False, capsys) == "a[31m红\t\n　b\n"
 
 
-def test_a_terminal_is_greeted_prompted_and_answered(model_dir, tmp_path):
+def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [MEDSFT, "chat", "--model", str(model_dir), "--greedy"],
+        [MEDSFT, "chat", "--model", str(chat_model_dir), "--greedy"],
         stdin=child,
         stdout=child,
         stderr=child,

@@ -152,7 +152,7 @@ def _check_kind(files: WeightFiles, quantised: bool) -> None:
         if is_integer and files.dtype(name) != torch.int8:
             raise UserError(
                 f"{files.place(name)} is stored as {files.dtype(name)}, but config.json has a "
-                f"quantization_bit, so it must be torch.int8. Take weights and {CONFIG_FILE} from one release."
+                f"quantization_bit: it must be torch.int8. Take weights and {CONFIG_FILE} from one release."
             )
         is_scale = name.endswith(SCALE_SUFFIX) and not quantised
         if not is_integer and (is_scale or files.dtype(name) not in WEIGHT_TYPES):
