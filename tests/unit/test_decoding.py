@@ -109,6 +109,17 @@ def test_transformers_generate_chooses_the_same(model, sampling):
         assert output[0, ids.shape[1] :].tolist() == alone(model, example["prompt"], sampling)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_left_padded_batches_of_generate_are_the_references(model, use_cache):
+    width = max(len(example["prompt"]) for example in GOLDEN)
+    pad = model.config.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(each["prompt"])) + each["prompt"] for each in GOLDEN])
+    mask = torch.tensor([[0] * (width - len(each["prompt"])) + [1] * len(each["prompt"]) for each in GOLDEN])
+    arguments = {**GREEDY.generate_arguments(), "eos_token_id": None, "use_cache": use_cache}
+    output = model.generate(ids, attention_mask=mask, **arguments)
+    assert output[:, width:].tolist() == [example["greedy"] for example in GOLDEN]
+
+
 def test_room_for_many_tokens_is_made_on_the_way(model):
     """More steps than a cache has spare slots; held against a pass over the whole."""
     prompt = GOLDEN[0]["prompt"]
