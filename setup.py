@@ -24,6 +24,8 @@ DEPENDENCIES = [
     "protobuf",  # SentencePiece models are read and written piece by piece
 ]
 
+SERVE = ["fastapi", "uvicorn", "prometheus-client"]
+
 setup(
     name="medsft",
     version="0.1.0",
@@ -33,9 +35,12 @@ setup(
     python_requires=">=3.11,<3.13",
     # ds_configs holds JSON files only; it stands beside medsft in the repository and once installed.
     packages=[*find_packages(include=["launcher", "launcher.*", "medsft", "medsft.*"]), "ds_configs"],
-    package_data={"medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja"], "ds_configs": ["*.json", "*.md"]},
+    package_data={
+        "medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja", "**/*.html"],
+        "ds_configs": ["*.json", "*.md"],
+    },
     install_requires=DEPENDENCIES,
-    extras_require={"generate": ["openai"], "test": ["pytest", "ruff", "openai"]},
+    extras_require={"generate": ["openai"], "serve": SERVE, "test": ["pytest", "ruff", "openai", *SERVE]},
     entry_points={
         "console_scripts": [
             "medsft = medsft.cli:main",

@@ -14,7 +14,7 @@ import torch
 from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.tokenization import VOCAB_FILE, ChatGLMTokenizer
 from medsft.chatglm.weights import WeightFiles
-from medsft.chatglm.weights.check import open_release
+from medsft.chatglm.weights.check import open_release, refuse_quantised
 from medsft.chatglm.weights.convert import CODE_FILES
 from medsft.errors import UserError
 
@@ -87,5 +87,6 @@ def open_base_model(folder: Path) -> BaseModel:
     Raises `UserError` naming file and remedy when a part is missing, damaged or of another release.
     """
     on_meta, weights = open_release(folder)
+    refuse_quantised(folder, on_meta.config, "full-parameter training")
     shapes = {name: tuple(param.shape) for name, param in on_meta.named_parameters()}
     return BaseModel(folder, on_meta.config, open_tokenizer(folder), weights, shapes)

@@ -32,6 +32,11 @@ def release_generation_config(config: ChatGLMConfig) -> GenerationConfig:
     )
 
 
+def blank_token_id(config: ChatGLMConfig) -> int:
+    """Id of "▁", which stands two places behind the pad token in both releases."""
+    return (config.pad_token_id or 0) + _BLANK_AFTER_PAD
+
+
 class InvalidScoreLogitsProcessor(LogitsProcessor):
     """Turns rows of scores [B, V] with NaN or +inf, or with nothing but -inf, into "choose the blank".
 
@@ -81,7 +86,7 @@ class ChatGLMGenerationMixin(GenerationMixin):
         ):
             # The same limit; transformers warns at each call when one stands beside the default of the other.
             kwargs["max_length"] = prompt.shape[1] + kwargs.pop("max_new_tokens")
-        guard = InvalidScoreLogitsProcessor((self.config.pad_token_id or 0) + _BLANK_AFTER_PAD)
+        guard = InvalidScoreLogitsProcessor(blank_token_id(self.config))
         processors = LogitsProcessorList([guard, *(logits_processor or ())])
         return super().generate(inputs, generation_config, processors, **kwargs)
 

@@ -19,6 +19,7 @@ from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.generation import ChatGLMGenerationMixin, release_generation_config
 from medsft.chatglm.initialization import fill_parameter
 from medsft.chatglm.positions import batch_positions, batch_prefix_mask
+from medsft.chatglm.quantization import quantize_layers
 from medsft.chatglm.rotary import rotary_tables
 from medsft.errors import UserError
 
@@ -53,13 +54,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
-        if config.quantization_bit:
-            raise UserError(
-                f"config.json says quantization_bit = {config.quantization_bit}: this model folder holds "
-                "quantised weights, which cannot be trained or run here. Use the fp16 release."
-            )
         self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(ChatGLMBlock(config, layer_idx) for layer_idx in range(config.num_layers))
+        if config.quantization_bit:
+            quantize_layers(self.layers, config.quantization_bit)
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()

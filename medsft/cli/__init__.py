@@ -7,7 +7,7 @@ import sys
 import typer
 
 from medsft import exit_codes
-from medsft.cli import answers, checkpoint, data, models, planning, training
+from medsft.cli import answers, checkpoint, data, models, planning, serving, training
 from medsft.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in (
     planning.plan,
     answers.chat,
     answers.compare,
+    serving.serve,
     models.tokenizer,
     models.init,
     models.convert,

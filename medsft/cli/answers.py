@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from medsft import exit_codes
-from medsft.cli.options import DeviceOption, ModelOption, Precision, PrecisionOption, Template, TemplateOption
+from medsft.cli.options import (
+    DeviceOption,
+    ModelOption,
+    PolishOption,
+    Precision,
+    PrecisionOption,
+    QuantizeOption,
+    Template,
+    TemplateOption,
+)
 
 
 def chat(
@@ -27,24 +36,39 @@ def chat(
     ] = None,
     greedy: Annotated[bool, typer.Option(help="Always the most likely token.")] = False,
     top_p: Annotated[float, typer.Option("--top_p", min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.7,
+    top_k: Annotated[int, typer.Option("--top_k", min=0, help="Tokens to draw from; 0: no limit.")] = 50,
     temperature: Annotated[float, typer.Option(min=0.01, help="Higher is more varied.")] = 0.95,
-    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition_penalty", min=0.01, help="Above 1: fewer repetitions.")
+    ] = 1.0,
+    num_beams: Annotated[
+        int, typer.Option("--num_beams", min=1, help="Answers followed at once; above 1 none is streamed.")
+    ] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampled answers repeatable.")] = None,
+    postprocess: PolishOption = True,
+    quantize: QuantizeOption = None,
     dtype: PrecisionOption = Precision.auto,
     device: DeviceOption = "auto",
 ) -> None:
     """Talk to a model in the terminal, or pipe questions in, one a line."""
+    from transformers import set_seed
+
     from medsft.inference.chat import chat as converse
-    from medsft.inference.responder import Sampling, open_responder, seed_everything
+    from medsft.inference.responder import open_responder
+    from medsft.inference.sampling import Sampling
 
     sys.stdin.reconfigure(errors="strict")  # a wrong encoding shall be told, not passed on to the model
     if sys.stdin.isatty():
         typer.echo(f"loading {model} …", err=True)
-    responder = open_responder(model, prompt_template.value, dtype.value, device)
-    seed_everything(seed)
+    bits = None if quantize is None else quantize.num_bits
+    responder = open_responder(model, prompt_template.value, dtype.value, device, bits, postprocess)
+    if seed is not None:
+        set_seed(seed)  # once: the second answer to a question may differ from the first
     keep = responder.template != "med-chatglm" if history is None else history
     longest = max_new_tokens or min(512, responder.model.config.max_sequence_length // 2)
     responder.prompt_ids("", (), longest)  # refuses a limit that leaves no room, before anything is typed
-    converse(responder, Sampling(longest, greedy, top_p, temperature), keep, sys.stdin)
+    sampling = Sampling(longest, greedy, top_p, top_k, temperature, repetition_penalty, num_beams)
+    converse(responder, sampling, keep, sys.stdin)
 
 
 def compare(

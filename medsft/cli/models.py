@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli.options import StoredType
+from medsft.cli.options import Quantization, StoredType
 from medsft.cli.progress import byte_progress, progress
 
 
@@ -97,23 +97,28 @@ def convert(
         str, typer.Option("--weights_format", help="safetensors, or bin as released.")
     ] = "safetensors",
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32; default: as stored.")] = None,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(help="8 or 4 bits for the weights of the blocks, as in the int8 and int4 releases."),
+    ] = None,
     max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Largest weight file.")] = "2GB",
 ) -> None:
-    """Rewrite a model folder: another vocabulary, file format or number type."""
+    """Rewrite a model folder: another vocabulary, file format or number type, or quantised."""
     from medsft.chatglm.weights import convert as convert_folder
 
     with progress("converting") as report:
-        convert_folder(
+        written = convert_folder(
             source,
             output_dir,
             vocabulary=vocabulary,
             weights_format=weights_format,
             tokenizer_dir=tokenizer,
             dtype=dtype,
+            quantize=None if quantize is None else quantize.num_bits,
             shard_size=max_shard_size,
             progress=report,
         )
-    typer.echo(f"converted: {output_dir}")
+    typer.echo(f"converted, {written.num_bytes / 1e9:,.2f} GB: {output_dir}")
 
 
 def export(

@@ -35,6 +35,18 @@ class StoredType(StrEnum):
     fp32 = "fp32"
 
 
+class Quantization(StrEnum):
+    """Bits of a weight in memory or in a file."""
+
+    int8 = "8"
+    int4 = "4"
+
+    @property
+    def num_bits(self) -> int:
+        """As a number."""
+        return int(self.value)
+
+
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, or a run's output folder.")]
 TemplateOption = Annotated[
     Template,
@@ -43,4 +55,13 @@ TemplateOption = Annotated[
     ),
 ]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: fp32 on CPU, as stored on a GPU.")]
+QuantizeOption = Annotated[
+    Quantization | None, typer.Option(help="Hold the weights of the blocks in 8 or 4 bits.")
+]
+PolishOption = Annotated[
+    bool,
+    typer.Option(
+        "--postprocess/--no-postprocess", help="Full-width punctuation in Chinese, as the release does it."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto: a GPU if there is one.")]

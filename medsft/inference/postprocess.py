@@ -1,4 +1,4 @@
-"""The reference's last touch on an answer, whole and streamed.
+"""Token ids of an answer -> its text, whole and streamed, with the reference's last touch.
 
 SentencePiece turns full-width punctuation into half-width; the released `process_response` turns it back
 where it stands beside a Chinese character, and replaces the placeholder of the training date.
@@ -7,7 +7,7 @@ where it stands beside a Chinese character, and replaces the placeholder of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 
 _FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 _DATE = ("[[训练时间]]", "2023年")
@@ -32,16 +32,33 @@ def _settled_length(text: str) -> int:
     return end - 1 if end and text[end - 1] in _FULL_WIDTH else end
 
 
-def postprocess_stream(pieces: Iterable[str]) -> Iterator[str]:
-    """`postprocess` for text that arrives in pieces; the pieces yielded add up to the same answer."""
-    raw, shown = "", 0
-    for piece in pieces:
-        raw += piece
-        ready = postprocess(raw[: _settled_length(raw)])
+class AnswerText:
+    """The text of one answer, told piece by piece as its tokens come; nothing told is ever taken back.
+
+    With `polish` the pieces add up to `postprocess` of the text, else to the text as it was decoded.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], polish: bool) -> None:
+        self._decode = decode
+        self._polish = polish
+        self._ids: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int) -> str:
+        """What one more token settles; often nothing. All tokens are decoded: one means little by itself."""
+        self._ids.append(token)
+        raw = self._decode(self._ids)
+        # A character that is spelled in bytes is complete only with its last byte.
+        return "" if raw.endswith("\ufffd") else self._show(raw, raw[: _settled_length(raw)])
+
+    def end(self) -> str:
+        """What is left once the last token has come."""
+        raw = self._decode(self._ids)
+        return self._show(raw, raw)
+
+    def _show(self, raw: str, settled: str) -> str:
         # What stands behind the cut decides about the punctuation before it, never about less than that.
-        if len(ready) > shown:
-            yield ready[shown:]
-            shown = len(ready)
-    rest = postprocess(raw)
-    if len(rest) > shown:
-        yield rest[shown:]
+        ready = postprocess(settled) if self._polish else raw
+        piece = ready[len(self.shown) :]
+        self.shown += piece
+        return piece

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    set_seed,
-)
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, set_seed
 
 from medsft.chatglm import ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.weights import load_model
 from medsft.data.encode import encode_prompt
 from medsft.errors import UserError
-from medsft.inference.postprocess import postprocess, postprocess_stream
+from medsft.inference.decoding import Decoder, Row
+from medsft.inference.postprocess import AnswerText, postprocess
+from medsft.inference.sampling import Sampling
 from medsft.provenance import trained_template
 from medsft.run_folder import model_folder
 
@@ -33,67 +25,18 @@ History = tuple[tuple[str, str], ...]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The defaults are the release's.
+class Responder:
+    """A model, its tokenizer and the form in which it was taught questions.
 
-    max_new_tokens: longest answer, in tokens. greedy: always the most likely token; the next two then have
-    no effect.
+    polish: whether answers get the reference's post-processing.
     """
 
-    max_new_tokens: int = 512
-    greedy: bool = False
-    top_p: float = 0.7
-    temperature: float = 0.95
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of transformers' `generate`."""
-        if self.greedy:
-            return {"max_new_tokens": self.max_new_tokens, "do_sample": False}
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": True,
-            "top_k": 0,
-            "top_p": self.top_p,
-            "temperature": self.temperature,
-        }
-
-
-class _Stop(StoppingCriteria):
-    """Ends a generation that runs in another thread."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.asked.is_set(), device=input_ids.device)
-
-
-class _TokenQueue(BaseStreamer):
-    """Token ids of one answer, handed from the generating thread to the reader; None at the end."""
-
-    def __init__(self) -> None:
-        self.ids: queue.Queue[int | None] = queue.Queue()
-        self._in_prompt = True
-
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt first, then the new tokens as they come."""
-        if self._in_prompt:
-            self._in_prompt = False
-            return
-        for token in value.flatten().tolist():
-            self.ids.put(token)
-
-    def end(self) -> None:
-        """The answer is complete, or has failed."""
-        self.ids.put(None)
-
-
-class Responder:
-    """A model, its tokenizer and the form in which it was taught questions."""
-
     def __init__(
-        self, model: ChatGLMForConditionalGeneration, tokenizer: ChatGLMTokenizer, template: str
+        self,
+        model: ChatGLMForConditionalGeneration,
+        tokenizer: ChatGLMTokenizer,
+        template: str,
+        polish: bool = True,
     ) -> None:
         config = model.config
         # Stored defaults would be mixed into every call; here `Sampling` alone decides.
@@ -105,11 +48,12 @@ class Responder:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
+        self.polish = polish
 
     def prompt_ids(self, query: str, history: History, max_new_tokens: int) -> tuple[list[int], bool]:
-        """Ids of the prompt with `[gMASK] <sop>`, and whether old rounds had to go to leave room to answer.
+        """Ids of the prompt with `[gMASK] <sop>`, and whether something had to go to leave room to answer.
 
-        What users type never becomes a control token.
+        The oldest rounds go first. What users type never becomes a control token.
         """
         room = self.model.config.max_sequence_length - max_new_tokens - 2
         if room < 1:
@@ -120,100 +64,89 @@ class Responder:
         ids, cut = encode_prompt(query, history, self.tokenizer, room, self.template)
         return [*ids, self.tokenizer.gmask_token_id, self.tokenizer.bos_token_id], cut
 
-    @torch.inference_mode()
+    def new_text(self) -> AnswerText:
+        """Makes text of the tokens of one answer."""
+        return AnswerText(lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True), self.polish)
+
     def answers(
         self, queries: Sequence[tuple[str, History]], sampling: Sampling, batch_size: int = 8
     ) -> list[str]:
-        """One answer for each (question, earlier rounds), in batches padded on the left, post-processed."""
-        results: list[str] = []
-        for start in range(0, len(queries), batch_size):
-            rows = [
-                self.prompt_ids(query, history, sampling.max_new_tokens)[0]
-                for query, history in queries[start : start + batch_size]
-            ]
-            width = max(map(len, rows))
-            pad = self.tokenizer.pad_token_id
-            input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-            output = self.model.generate(
-                input_ids=input_ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                **sampling.arguments(),
-            )
-            results += [
-                postprocess(self.tokenizer.decode(row, skip_special_tokens=True)) for row in output[:, width:]
-            ]
-        return results
+        """One answer for each (question, earlier rounds); at most `batch_size` are generated side by side.
+
+        With a seed each answer is the one that its question gets alone.
+        """
+        prompts = [self.prompt_ids(query, history, sampling.max_new_tokens)[0] for query, history in queries]
+        if sampling.num_beams > 1:
+            return [self._text(self._best_beam(prompt, sampling)) for prompt in prompts]
+        decoder = Decoder(self.model)
+        rows: list[Row] = []
+        while len(rows) < len(prompts) or decoder.rows:
+            while len(rows) < len(prompts) and len(decoder.rows) < batch_size:
+                rows.append(decoder.add(prompts[len(rows)], sampling))
+            decoder.step()
+        return [self._text(row.answer_ids) for row in rows]
 
     def stream(self, query: str, history: History, sampling: Sampling) -> Iterator[str]:
-        """Pieces of one answer as they are generated; they add up to the post-processed answer.
+        """Pieces of one answer as they are generated, "" for a token that settles none yet.
 
-        Closing the iterator ends the generation.
+        They add up to the answer. Closing the iterator ends the generation.
         """
         ids, was_cut = self.prompt_ids(query, history, sampling.max_new_tokens)
         if was_cut:
             logger.warning("the conversation is too long for the model: its oldest part is left out")
-        tokens, stop = _TokenQueue(), _Stop()
-        failure: list[BaseException] = []
+        text = self.new_text()
+        for token in self._tokens(ids, sampling):
+            yield text.add(token)
+        yield text.end()
 
-        def generate() -> None:
-            try:
-                input_ids = torch.tensor([ids], device=self.model.device)
-                with torch.inference_mode():
-                    self.model.generate(
-                        input_ids=input_ids,
-                        attention_mask=torch.ones_like(input_ids),
-                        streamer=tokens,
-                        stopping_criteria=StoppingCriteriaList([stop]),
-                        **sampling.arguments(),
-                    )
-            except BaseException as error:
-                failure.append(error)
-            finally:
-                tokens.end()
+    def _tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        if sampling.num_beams > 1:
+            yield from self._best_beam(prompt, sampling)
+            return
+        decoder = Decoder(self.model)
+        row = decoder.add(prompt, sampling)
+        yield from row.answer_ids
+        while decoder.rows:
+            num_before = len(row.answer_ids)
+            decoder.step()
+            yield from row.answer_ids[num_before:]
 
-        worker = threading.Thread(target=generate, daemon=True)
-        worker.start()
-        try:
-            yield from postprocess_stream(self._pieces(iter(tokens.ids.get, None)))
-        finally:
-            stop.asked.set()
-            worker.join()
-        if failure:
-            raise failure[0]
+    @torch.inference_mode()
+    def _best_beam(self, prompt: list[int], sampling: Sampling) -> list[int]:
+        if sampling.seed is not None:
+            set_seed(sampling.seed)
+        input_ids = torch.tensor([prompt], device=self.model.device)
+        output = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            **sampling.generate_arguments(),
+        )
+        return output[0, len(prompt) :].tolist()
 
-    def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        """Text that each token adds. All tokens are decoded each time: a piece means little by itself."""
-        ids: list[int] = []
-        shown = 0
-        text = ""
-        for token in tokens:
-            ids.append(token)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            # A character that is spelled in bytes is complete only with its last byte.
-            if len(text) > shown and not text.endswith("\ufffd"):
-                yield text[shown:]
-                shown = len(text)
-        if len(text) > shown:
-            yield text[shown:]
+    def _text(self, answer_ids: list[int]) -> str:
+        text = self.tokenizer.decode(answer_ids, skip_special_tokens=True)
+        return postprocess(text) if self.polish else text
 
 
 def open_responder(
-    folder: Path, template: str = "auto", dtype: str = "auto", device: str = "auto"
+    folder: Path,
+    template: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    quantize: int | None = None,
+    polish: bool = True,
 ) -> Responder:
     """Loads a model folder (ours, the release, Med-ChatGLM) or a run's folder, whose final model it takes.
 
     `template` auto is the one the model was trained with when its folder says so, else chatglm. dtype auto is
-    fp32 on CPU and fp16 or bf16, as the weights are, on a GPU.
+    fp32 on CPU and fp16 or bf16, as the weights are, on a GPU. quantize: 8 or 4 bits for the linear layers.
     """
     folder = model_folder(folder)
     place = choose_device(device)
     tokenizer = open_tokenizer(folder)
-    if dtype == "auto":
-        model = load_model(folder, "fp32" if place.type == "cpu" else None, place)
-    else:
-        model = load_model(folder, dtype, place)
-    return Responder(model, tokenizer, trained_template(folder) if template == "auto" else template)
+    automatic = "fp32" if place.type == "cpu" else None
+    model = load_model(folder, automatic if dtype == "auto" else dtype, place, quantize)
+    return Responder(model, tokenizer, trained_template(folder) if template == "auto" else template, polish)
 
 
 def choose_device(name: str) -> torch.device:
@@ -229,9 +162,3 @@ def choose_device(name: str) -> torch.device:
             f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."
         )
     return device
-
-
-def seed_everything(seed: int | None) -> None:
-    """Makes sampled answers repeatable."""
-    if seed is not None:
-        set_seed(seed)

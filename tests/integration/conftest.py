@@ -60,3 +60,13 @@ def medsft(monkeypatch, capfd):
         return int(caught.value.code or 0), output, errors
 
     return call
+
+
+@pytest.fixture(scope="session")
+def chat_model_dir(tmp_path_factory) -> Path:
+    """A folder with a toy that answers `chat_toy.PAIRS` exactly."""
+    from chat_toy import make_toy
+
+    folder = tmp_path_factory.mktemp("聊 天")
+    make_toy(folder)
+    return folder

@@ -76,3 +76,23 @@ def test_launch_benchmark(tmp_path):
     # The first host is asked before the others, and these 64 at a time.
     assert few["min"] >= 0.3
     assert many["min"] >= 3 * 0.3
+
+
+@pytest.mark.slow
+def test_generate_benchmark(tmp_path):
+    smallest = ["--num_prompts", "3", "--num_tokens", "4", "--rounds", "1", "--results", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/generate.py", *smallest],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["way"]: row for row in json.loads((tmp_path / "generate.json").read_text("utf-8"))["rows"]}
+    assert len(rows) == 8
+    assert rows["generate, single"]["times generate, single"] == 1
+    assert all(0 < row["min"] <= row["tokens/s (median)"] <= row["max"] for row in rows.values())
+    weights = [rows[f"side by side, 1 row{kind}"]["weights MB"] for kind in ("", ", int8", ", int4")]
+    assert weights == sorted(weights, reverse=True)

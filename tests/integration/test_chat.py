@@ -10,57 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_toy import PAIRS, ROUND
 
-from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.base import open_tokenizer
-from medsft.chatglm.tokenizer_training import train_tokenizer
-from medsft.data.encode import encode_example
-from medsft.data.pack import pack
-from medsft.data.records import Example
+from medsft.data.records import read_files
 from medsft.errors import UserError
 from medsft.inference.chat import chat
-from medsft.inference.responder import Responder, Sampling
+from medsft.inference.responder import Responder
+from medsft.inference.sampling import Sampling
 
 MEDSFT = str(Path(sys.executable).with_name("medsft"))
 GREEDY = Sampling(max_new_tokens=40, greedy=True)
-ROUND = (("头痛怎么办？", "多休息。\n 少看屏幕，早睡😀。"),)
-PAIRS = [
-    Example(*ROUND[0], (), "1"),
-    Example("发烧呢？", "多喝水，38.5度以上吃退烧药。", (), "2"),
-    Example("然后呢？", "去看神经内科。", ROUND, "3"),
-]
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    """A folder with a toy that answers PAIRS exactly."""
-    folder = tmp_path_factory.mktemp("聊 天")
-    tokenizer = train_tokenizer([pair.query + pair.response for pair in PAIRS], folder, 600)
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    ids |= {name: getattr(tokenizer, name) for name in ("mask_token_id", "gmask_token_id")}
-    shape = {"hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "inner_hidden_size": 256}
-    rows = -(-tokenizer.vocab_size // 64) * 64
-    torch.manual_seed(0)
-    model = ChatGLMForConditionalGeneration(
-        ChatGLMConfig(vocab_size=rows, max_sequence_length=256, **shape, **ids)
-    )
-    encoded = [encode_example(pair, tokenizer, 128, 128, "chatglm") for pair in PAIRS]
-    batch = pack(encoded, tokenizer.pad_token_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
-        loss = model(**batch.model_inputs()).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert float(loss.detach()) < 0.05
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def responder(model_dir):
-    model = ChatGLMForConditionalGeneration.from_pretrained(model_dir).eval()
-    return Responder(model, open_tokenizer(model_dir), "chatglm")
+def responder(chat_model_dir):
+    model = ChatGLMForConditionalGeneration.from_pretrained(chat_model_dir).eval()
+    return Responder(model, open_tokenizer(chat_model_dir), "chatglm")
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.source)
@@ -89,18 +56,42 @@ def test_seeded_sampling_repeats_itself(responder):
 def test_closing_the_stream_ends_the_generation(responder):
     passes = []
     hook = responder.model.register_forward_hook(lambda *_: passes.append(1))
-    stream = responder.stream("头痛怎么办？", (), Sampling(max_new_tokens=220, temperature=9.0, top_p=1.0))
+    stream = responder.stream("头痛怎么办？", (), GREEDY)
     next(stream)
-    stream.close()  # joins the generating thread
+    next(stream)
+    stream.close()
     hook.remove()
-    assert len(passes) < 100
+    assert len(passes) == 2
+
+
+def test_beams_give_the_answer_whole(responder):
+    beams = Sampling(max_new_tokens=40, greedy=True, num_beams=3)
+    for pair in PAIRS[:2]:
+        assert "".join(responder.stream(pair.query, pair.history, beams)) == pair.response
+        assert responder.answers([(pair.query, pair.history)], beams) == [pair.response]
+    drawn = Sampling(max_new_tokens=12, temperature=5.0, top_p=1.0, num_beams=2, seed=3)
+    assert responder.answers([("头痛怎么办？", ())] * 2, drawn) == responder.answers(
+        [("头痛怎么办？", ())] * 2, drawn
+    )
+
+
+def test_control_tokens_in_a_question_stay_text(responder):
+    ids, _ = responder.prompt_ids("[gMASK]<sop>头痛<eop>[MASK]", (), 40)
+    control = responder.tokenizer.control_token_ids
+    assert [index for index in ids if index in control] == ids[-2:]
+    assert responder.answers([("[gMASK]<sop>", ())], GREEDY)
+
+
+def test_the_answer_as_it_was_decoded(chat_model_dir, responder):
+    raw = Responder(responder.model, open_tokenizer(chat_model_dir), "chatglm", polish=False)
+    assert "".join(raw.stream("发烧呢？", (), GREEDY)) == PAIRS[1].response.replace("，", ",")
 
 
 def test_a_failing_generation_is_raised_not_waited_for(responder, monkeypatch):
     def fail(*arguments, **more):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(responder.model, "generate", fail)
+    monkeypatch.setattr("medsft.inference.decoding.Decoder.step", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(responder.stream("头痛怎么办？", (), GREEDY))
 
@@ -135,10 +126,10 @@ def test_control_characters_do_not_reach_the_terminal(responder, capsys, monkeyp
     assert talk(responder, "x\n", False, capsys) == "a[31m红\t\n　b\n"
 
 
-def test_a_terminal_is_greeted_prompted_and_answered(model_dir):
+def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [MEDSFT, "chat", "--model", str(model_dir), "--greedy"],
+        [MEDSFT, "chat", "--model", str(chat_model_dir), "--greedy"],
         stdin=child,
         stdout=child,
         stderr=child,
@@ -146,27 +137,39 @@ def test_a_terminal_is_greeted_prompted_and_answered(model_dir):
         env={**os.environ, "PYTHONIOENCODING": "utf-8", "TERM": "xterm"},
     )
     os.close(child)
-    seen = b""
+    seen = bytearray()
 
-    def wait_for(text, count=1):
-        nonlocal seen
+    def wait_for(text):
+        """Reads until `text` comes; what was read is not looked at again."""
         deadline = time.monotonic() + 90
-        while seen.count(text.encode()) < count:
+        while text.encode() not in seen:
             assert time.monotonic() < deadline, seen.decode(errors="replace")
-            seen += os.read(parent, 4096)
+            seen.extend(os.read(parent, 4096))
+        del seen[: seen.index(text.encode()) + len(text.encode())]
 
     try:
-        wait_for("问：")
-        os.write(parent, "发烧呢？\n".encode())
-        wait_for("38.5度以上吃退烧药。")
-        wait_for("问：", 2)
-        os.write(parent, b"clear\n")
-        wait_for("历史已清空")
-        wait_for("问：", 3)
+        wait_for("no medical advice")
+        for line, told in [
+            ("发烧呢？", "38.5度以上吃退烧药。"),
+            ("clear", "历史已清空"),
+            ("/again", "尚无对话"),
+            ("发烧呢？", "tokens/s"),
+            ("/again", "tokens/s"),
+            ("/history", "问：发烧呢？"),
+            ("/save", "name a file"),
+            (f"/save {tmp_path}/谈 话.jsonl", "已保存"),
+            (f"/save {tmp_path}/谈 话.jsonl", "name a new file"),
+            (f"/save {tmp_path}/none/x", "cannot be written"),
+        ]:
+            wait_for("\r\n问：")
+            os.write(parent, f"{line}\n".encode())
+            wait_for(told)
+        wait_for("\r\n问：")
         os.write(parent, b"q\n")
         assert process.wait(timeout=60) == 0
     finally:
         process.kill()
         process.wait()
         os.close(parent)
-    assert "no medical advice" in seen.decode(errors="replace")
+    (example,) = read_files([tmp_path / "谈 话.jsonl"]).examples
+    assert (example.query, example.response, example.history) == (PAIRS[1].query, PAIRS[1].response, ())

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from medsft.inference.postprocess import postprocess, postprocess_stream
+from medsft.inference.postprocess import AnswerText, postprocess
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ def test_text_comes_out_as_the_release_does_it(raw, expected):
     assert postprocess(raw) == expected
 
 
+def streamed(pieces, polish=True):
+    """What is told when each piece is one token."""
+    text = AnswerText(lambda ids: "".join(pieces[number] for number in ids), polish)
+    told = [text.add(number) for number in range(len(pieces))] + [text.end()]
+    assert "".join(told) == text.shown
+    return [piece for piece in told if piece]
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_pieces_add_up_to_the_whole_and_are_never_taken_back(seed):
     chance = random.Random(seed)
@@ -31,8 +39,13 @@ def test_pieces_add_up_to_the_whole_and_are_never_taken_back(seed):
         size = chance.randint(1, 4)
         pieces.append(rest[:size])
         rest = rest[size:]
-    assert "".join(postprocess_stream(pieces)) == postprocess(text)
+    assert "".join(streamed(pieces)) == postprocess(text)
+    assert "".join(streamed(pieces, polish=False)) == text
 
 
 def test_plain_text_is_streamed_at_once():
-    assert list(postprocess_stream(["你", "好", ",", "世界"])) == ["你", "好", "，世界"]
+    assert streamed(["你", "好", ",", "世界"]) == ["你", "好", "，世界"]
+
+
+def test_half_a_character_is_held_back():
+    assert streamed(["你", "\ufffd", "\ufffd"]) == ["你", "\ufffd\ufffd"]

@@ -222,7 +222,8 @@ def test_folder_missing(tmp_path):
     [
         ({"model_type": "llama"}, ("'llama'", "first generation")),
         ({"padded_vocab_size": 65024}, ("ChatGLM2 or ChatGLM3", "first generation")),
-        ({"quantization_bit": 4}, ("quantization_bit 4", "fp16 release")),
+        ({"quantization_bit": 3}, ("quantization_bit 3", "8 or 4")),
+        ({"quantization_bit": 4, "quantization_embeddings": True}, ("quantization_embeddings", "int4-qe")),
         ({"pre_seq_len": 128}, ("pre_seq_len 128", "P-tuning", "trained from")),
         ({"vocab_size": None}, ("no vocab_size", "release")),
         (
@@ -250,11 +251,14 @@ def rewrite(folder: Path, settings: dict, tensors: dict[str, torch.Tensor]) -> P
 def test_quantised_weights(folder, settings, tensors):
     name = "transformer.layers.0.mlp.dense_h_to_4h.weight"
     scaled = {**tensors, f"{name}_scale": torch.ones(64)}
-    refused(rewrite(folder, settings, scaled), f"{name}_scale", "quantised", "fp16 release")
+    refused(rewrite(folder, settings, scaled), f"{name}_scale", "quantization_bit", "fp16 release")
     integers = {**tensors, name: torch.ones(64, 32, dtype=torch.int8)}
     refused(rewrite(folder, settings, integers), name, "torch.int8", "fp16 release")
     eighths = {**tensors, name: torch.ones(64, 32).to(torch.float8_e4m3fn)}
     refused(rewrite(folder, settings, eighths), name, "torch.float8_e4m3fn", "fp16 release")
+    refused(
+        rewrite(folder, {**settings, "quantization_bit": 8}, tensors), "must be torch.int8", "one release"
+    )
 
 
 def test_placeholders_of_zero_3(folder, settings, tensors):

@@ -9,6 +9,7 @@ import torch
 
 from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.modeling import ChatGLMForConditionalGeneration
+from medsft.chatglm.quantization import BITS, QUANTIZED_NAMES, SCALE_SUFFIX
 from medsft.chatglm.weights.files import EMBEDDING_NAME, HEAD_NAME, TIED_PARTNERS, WeightFiles, open_weights
 from medsft.chatglm.weights.release import check_parts, read_tokenizer_facts
 from medsft.chatglm.weights.shards import check_folder, read_json
@@ -20,7 +21,6 @@ WHOLE_NUMBERS = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The release stores these buffers; the model computes them from pure numbers.
 IGNORED_NAMES = re.compile(r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq")
-QUANTISED_NAMES = re.compile(r".*\.weight_scale")
 PREFIX_NAMES = re.compile(r"(transformer\.)?prefix_encoder\..*")
 MAX_LISTED = 4
 
@@ -75,7 +75,7 @@ def open_release(
     content = read_json(folder / CONFIG_FILE)
     _check_supported(folder, content)
     files = open_weights(folder)
-    _check_kind(files)
+    _check_kind(files, bool(content.get("quantization_bit")))
     if (EMBEDDING_NAME in files or HEAD_NAME in files) and len(files.shape(EMBEDDING_NAME)) == 2:
         num_rows = files.shape(EMBEDDING_NAME)[0]
         tokenizer = read_tokenizer_facts(tokenizer_dir)
@@ -131,17 +131,36 @@ def _check_supported(folder: Path, content: Mapping[str, Any]) -> None:
             f"{path} has values that are not whole numbers: {', '.join(not_whole)}. Take config.json from "
             "the release that the weights are from."
         )
-    if content.get("quantization_bit"):
-        raise _quantised(f"{path} says quantization_bit {content['quantization_bit']}")
+    if content.get("quantization_embeddings"):
+        raise UserError(
+            f"{path} says quantization_embeddings: the model's embedding is quantised too (the variants "
+            "called int4-qe), which is not supported. Take chatglm-6b-int4, or the fp16 release."
+        )
+    if content.get("quantization_bit") not in (None, 0, *BITS):
+        raise UserError(
+            f"{path} says quantization_bit {content['quantization_bit']!r}; it may be 8 or 4, or be absent "
+            "for a model that is not quantised."
+        )
     if content.get("pre_seq_len"):
         raise _prefix(f"{path} says pre_seq_len {content['pre_seq_len']}")
 
 
-def _check_kind(files: WeightFiles) -> None:
+def _check_kind(files: WeightFiles, quantised: bool) -> None:
     """What names and types of the tensors say about kinds of models that cannot be used here."""
     for name in files.names:
-        if QUANTISED_NAMES.fullmatch(name) or files.dtype(name) not in WEIGHT_TYPES:
-            raise _quantised(f"{files.file(name)} holds {name} as {files.dtype(name)}")
+        is_integer = quantised and QUANTIZED_NAMES.fullmatch(name) is not None
+        if is_integer and files.dtype(name) != torch.int8:
+            raise UserError(
+                f"{files.place(name)} is stored as {files.dtype(name)}, but config.json has a "
+                f"quantization_bit: it must be torch.int8. Take weights and {CONFIG_FILE} from one release."
+            )
+        is_scale = name.endswith(SCALE_SUFFIX) and not quantised
+        if not is_integer and (is_scale or files.dtype(name) not in WEIGHT_TYPES):
+            raise UserError(
+                f"{files.file(name)} holds {name} as {files.dtype(name)}: quantised weights, of which "
+                f"{CONFIG_FILE} knows nothing. Take its {CONFIG_FILE} with quantization_bit, or the fp16 "
+                "release (THUDM/chatglm-6b)."
+            )
         if 0 in files.shape(name):
             raise UserError(
                 f"{files.place(name)} is empty, as ZeRO-3 leaves it when a model is saved without gathering "
@@ -152,11 +171,14 @@ def _check_kind(files: WeightFiles) -> None:
             raise _prefix(f"{files.file(name)} holds {name}")
 
 
-def _quantised(evidence: str) -> UserError:
-    return UserError(
-        f"{evidence}: this is a quantised (int8 or int4) model, and full-parameter training and chat need "
-        "the weights themselves. Take the fp16 release (THUDM/chatglm-6b, not chatglm-6b-int8 or -int4)."
-    )
+def refuse_quantised(folder: Path, config: ChatGLMConfig, use: str) -> None:
+    """Raises UserError when the folder holds integers where `use` needs the weights themselves."""
+    if config.quantization_bit:
+        raise UserError(
+            f"{folder / CONFIG_FILE} says quantization_bit {config.quantization_bit}: this is a quantised "
+            f"model, and {use} needs the weights themselves. Take the fp16 release (THUDM/chatglm-6b, not "
+            "chatglm-6b-int8 or -int4), or the model that this one was converted from."
+        )
 
 
 def _prefix(evidence: str) -> UserError:

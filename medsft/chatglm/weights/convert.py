@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medsft.chatglm.quantization import QUANTIZED_NAMES, SCALE_SUFFIX, check_bits, quantize_rows
 from medsft.chatglm.weights.check import (
     CONFIG_FILE,
     IGNORED_NAMES,
     Progress,
     check_release,
     open_release,
+    refuse_quantised,
     stores_both_tied,
     verify_release,
 )
@@ -52,6 +54,7 @@ def convert(
     weights_format: str = "safetensors",
     tokenizer_dir: str | Path | None = None,
     dtype: torch.dtype | str | None = None,
+    quantize: int | None = None,
     shard_size: int | str = DEFAULT_SHARD_BYTES,
     verify: bool = True,
     progress: Progress | None = None,
@@ -61,8 +64,10 @@ def convert(
     vocabulary: "v1.1" drops the image tokens of v0.1's vocabulary, the first 20,000 rows of embedding and
     head, and needs `tokenizer_dir` with v1.1's tokenizer files; None keeps it. weights_format:
     "safetensors" or "bin". tokenizer_dir: folder to take the tokenizer files from (None: `source`).
-    dtype: type of the weights (None: as stored). shard_size: bytes, or "2GB". verify: read and check
-    every byte of the source first (see `check_release`). progress: called with bytes done and bytes in all.
+    dtype: type of the weights (None: as stored). quantize: 8 or 4 bits for the linear layers of the blocks,
+    in the format of the released int8 and int4 models; dtype is that of all other tensors. shard_size: bytes,
+    or "2GB". verify: read and check every byte of the source first (see `check_release`). progress: called
+    with bytes done and bytes in all.
 
     The folder appears under its name when it is complete, synced and checked; on any error nothing is left.
     Raises UserError when `output` is not empty, the source is not sound, the numberings do not fit, or the
@@ -82,8 +87,11 @@ def convert(
     # When slimming, the given tokenizer fits the result, not the source.
     model, files = open_release(source, source if vocabulary else tokenizer_source)
     config = read_json(source / CONFIG_FILE)
+    refuse_quantised(source, model.config, "medsft convert")
+    if quantize is not None:
+        check_bits(quantize)
     slimming = plan_slimming(source, config, files, tokenizer_dir) if vocabulary else None
-    check_space(output.parent, files, target_type)
+    check_space(output.parent, files, target_type, quantize)
 
     num_verified = bytes_to_verify(files) if verify else 0
     total = num_verified + files.num_bytes
@@ -102,10 +110,17 @@ def convert(
             done = num_verified
             for name in files.names:
                 if name != skipped:
-                    writer.add(name, converted(name, files.read(name), slimming, target_type))
+                    if quantize is not None and QUANTIZED_NAMES.fullmatch(name):
+                        integers, scale = quantize_rows(files.read(name), quantize)
+                        writer.add(name, integers)
+                        writer.add(name + SCALE_SUFFIX, scale)
+                    else:
+                        writer.add(name, converted(name, files.read(name), slimming, target_type))
                 done += files.num_bytes_of(name)
                 report(done)
             written = writer.finish()
+        if quantize is not None:
+            config = {**config, "quantization_bit": quantize}
         _write_rest(source, tokenizer_source, partial, config, slimming, target_type)
         check_release(partial)
         partial.replace(output)
@@ -125,11 +140,19 @@ def converted(name: str, tensor: Tensor, slimming: Slimming | None, dtype: torch
     return tensor
 
 
-def check_space(folder: Path, files: WeightFiles, dtype: torch.dtype | None) -> None:
+def check_space(
+    folder: Path, files: WeightFiles, dtype: torch.dtype | None, quantize: int | None = None
+) -> None:
     """Raises UserError when the disk of `folder`, which may not exist yet, has no room for the weights."""
     while not folder.exists():
         folder = folder.parent
-    needed = sum(files.shape(name).numel() * (dtype or files.dtype(name)).itemsize for name in files.names)
+
+    def bits(name: str) -> int:
+        if quantize is not None and QUANTIZED_NAMES.fullmatch(name):
+            return quantize
+        return 8 * (dtype or files.dtype(name)).itemsize
+
+    needed = sum(files.shape(name).numel() * bits(name) // 8 for name in files.names)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

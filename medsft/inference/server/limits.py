@@ -1,0 +1,118 @@
+"""What may come in: from whom, how much, how slowly. A request within the limits reaches the app whole."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
+_OPEN_PATHS = ("/", "/healthz")
+"""What may be fetched without a key: the page (which asks for one) and whether the server lives."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for; more is refused with a 4xx that says so.
+
+    max_body_bytes: of a request. max_new_tokens: of an answer. max_messages: turns of a conversation.
+    max_rows: answers decoded side by side, for each model. max_waiting: requests in line behind them, for
+    each model. read_s: for a request's body to arrive. write_s: for a client to take what it is sent.
+    max_connections: open at once.
+    """
+
+    max_body_bytes: int = 262_144
+    max_new_tokens: int = 1024
+    max_messages: int = 200
+    max_rows: int = 8
+    max_waiting: int = 32
+    read_s: float = 10.0
+    write_s: float = 30.0
+    max_connections: int = 256
+
+
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as OpenAI's clients understand it."""
+    kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
+    kind = kinds.get(status, "invalid_request_error")
+    content = {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    return JSONResponse(content, status, headers)
+
+
+class Guard:
+    """ASGI middleware that refuses, before any of it is looked at, what is not within the limits.
+
+    With an `api_key`, clients have to send it. Without, only requests to a name of this machine are taken:
+    a page from elsewhere could otherwise have its own name point here (DNS rebinding) and ask through the
+    user's browser.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, api_key: str | None) -> None:
+        self._app = app
+        self._limits = limits
+        self._api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_in_time(message: Message) -> None:
+            await asyncio.wait_for(send(message), self._limits.write_s)
+
+        try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            refusal = self._refusal(scope, headers)
+            body = b"" if refusal else await self._body(receive)
+            if body is None:
+                refusal = _too_large(self._limits)
+        except TimeoutError:
+            refusal = error_response(408, f"the request did not arrive in {self._limits.read_s:g} s")
+        if refusal is not None:
+            await refusal(scope, receive, send_in_time)
+            return
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_again() -> Message:
+            return pending.pop() if pending else await receive()
+
+        try:
+            await self._app(scope, receive_again, send_in_time)
+        except TimeoutError:
+            return  # the client does not read; uvicorn closes the connection of an answer left unfinished
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> JSONResponse | None:
+        if self._api_key is None:
+            name = re.sub(r":\d+$", "", headers.get("host", ""))
+            if name not in LOCAL_NAMES:
+                return error_response(403, "ask for this server by the name localhost or 127.0.0.1")
+        elif scope["method"] not in ("GET", "HEAD") or scope["path"] not in _OPEN_PATHS:
+            given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+            if not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
+                return error_response(401, "send the server's key: Authorization: Bearer KEY")
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._limits.max_body_bytes:
+            return _too_large(self._limits)
+        return None
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body, or None when it is too large. Raises TimeoutError."""
+        body = bytearray()
+        async with asyncio.timeout(self._limits.read_s):
+            while True:
+                message = await receive()
+                body += message.get("body", b"")
+                if len(body) > self._limits.max_body_bytes:
+                    return None
+                if not message.get("more_body", False):
+                    return bytes(body)
+
+
+def _too_large(limits: Limits) -> JSONResponse:
+    return error_response(413, f"a request may have {limits.max_body_bytes:,} bytes at most")

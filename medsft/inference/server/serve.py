@@ -1,0 +1,97 @@
+"""From the command line to a server that listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from medsft.errors import UserError
+from medsft.inference.responder import Responder
+from medsft.inference.server.app import make_app
+from medsft.inference.server.engine import Engine
+from medsft.inference.server.generation import Served
+from medsft.inference.server.limits import Limits
+
+KEY_VARIABLE = "MEDSFT_API_KEY"
+
+
+def read_key(host: str, environment: Mapping[str, str]) -> str | None:
+    """The key that clients must send, from the environment.
+
+    Raises UserError where there is none and other machines could ask, and for one that a header cannot hold.
+    """
+    key = environment.get(KEY_VARIABLE) or None
+    if key is None and not is_loopback(host):
+        raise UserError(
+            f"--host {host} can be reached from other machines, so clients have to show a key. Set "
+            f"{KEY_VARIABLE} to a long random text (openssl rand -hex 32), or listen on 127.0.0.1."
+        )
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(f"{KEY_VARIABLE} may hold letters, digits and ASCII signs only, and no blank.")
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What clients call the models: the folders' last names, told apart where they are the same."""
+    names = [folder.resolve().name for folder in folders]
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError, before any model is read, where the address cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"--host {host} --port {port} cannot be listened on ({error.strerror}). Give another --port, "
+                "or end what listens there."
+            ) from error
+
+
+def serving(responders: Mapping[str, Responder], limits: Limits) -> list[Served]:
+    """Starts the thread of each model."""
+    return [
+        Served(name, responder, Engine(responder.model, limits.max_rows, limits.max_waiting))
+        for name, responder in responders.items()
+    ]
+
+
+def make_server(app: ASGIApp, host: str, port: int, limits: Limits) -> uvicorn.Server:
+    """A server that is not running yet."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        lifespan="off",
+        limit_concurrency=limits.max_connections,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(responders: Mapping[str, Responder], limits: Limits, host: str, port: int, key: str | None) -> None:
+    """Answers until SIGINT or SIGTERM."""
+    models = serving(responders, limits)
+    try:
+        make_server(make_app(models, limits, key), host, port, limits).run()
+    finally:
+        for served in models:
+            served.engine.close()
