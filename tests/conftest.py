@@ -1,6 +1,11 @@
 """Fixtures that more than one folder of tests uses."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported. Two threads of a toy's small products wait for each other for longer than they
+# compute, many times as long when several ranks share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
