@@ -10,7 +10,7 @@ private memory of all its ranks (RssAnon in /proc) every 20 ms.
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import subprocess
 import sys
@@ -23,11 +23,21 @@ from checkpoint import make_tokenizer
 from machine import RESULTS, write_result
 from peak import private_bytes
 
+from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.init import PRESETS, count_parameters, write_random_model
+from medsft.data.cache import load_or_build
+from medsft.engine.deepspeed_config import read_json
+from medsft.planner.cluster import Cluster
+from medsft.planner.hardware import LINKS
+from medsft.planner.lengths import Lengths
+from medsft.planner.plan import Batch, Plan, plan
+from medsft.planner.shape import Shape
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = ("zero3_cpu.json", "zero3_offload_optimizer.json", "zero3_offload_all.json")
 RELEASED_ROWS = 130_528
+# Of one example, as the trainer's flags have it unless told otherwise.
+LONGEST_TOKENS = 512
 SAMPLE_S = 0.02
 RUN = {
     "global_batch_size": 16,
@@ -99,22 +109,38 @@ def run_peak(model: Path, data: Path, config: str, num_ranks: int) -> int:
     return highest
 
 
-def planned(model: Path, data: Path, config: str, num_ranks: int) -> tuple[float, str]:
-    """Bytes that `medsft plan` gives a host at its peak, and at which stage."""
-    command = [sys.executable, "-m", "medsft.cli", "plan", "--gpu", "cpu", "--gpus_per_node", str(num_ranks)]
-    flags = {
-        "model_name_or_path": model,
-        "train_file": data,
-        "deepspeed": f"ds_configs/{config}",
-        **{name: RUN[name] for name in ("global_batch_size", "per_device_train_batch_size")},
-    }
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    done = subprocess.run(
-        [*command, *words, "--json"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
+def lengths_of(data: Path, tokenizer: Path, place: Path) -> Lengths:
+    """Real lengths of the examples."""
+    half = LONGEST_TOKENS // 2
+    encoded = load_or_build(
+        [data],
+        open_tokenizer(tokenizer),
+        place / "cache",
+        max_source_length=half,
+        max_target_length=half,
     )
-    chosen = json.loads(done.stdout)["configurations"][0]
-    stage = max(chosen["stages"], key=lambda stage: sum(stage["host_of_a_rank"].values()))
-    return chosen["host_bytes"], stage["name"]
+    return Lengths(tuple(map(int, encoded.lengths)), tuple(map(int, encoded.num_targets)))
+
+
+def planned(shape: Shape, lengths: Lengths, config: str, num_ranks: int) -> Plan:
+    """What the planner says of the same run."""
+    examples, per_device = RUN["global_batch_size"], RUN["per_device_train_batch_size"]
+    cluster = Cluster(
+        gpu=None,
+        gpus_per_node=num_ranks,
+        nodes=1,
+        gpu_memory_bytes=0.0,
+        host_memory_bytes=None,
+        link=LINKS["pcie4"],
+    )
+    batch = Batch(
+        examples,
+        per_device,
+        math.ceil(examples / (per_device * num_ranks)),
+        max_tokens=per_device * LONGEST_TOKENS,
+        max_steps=RUN["max_steps"],
+    )
+    return plan(shape, lengths, cluster, read_json(REPOSITORY / "ds_configs" / config), batch)
 
 
 def main() -> None:
@@ -126,18 +152,20 @@ def main() -> None:
         config = write_random_model(
             place / "model", make_tokenizer(place), options.preset, {"vocab_size": RELEASED_ROWS}, seed=0
         )
+        lengths = lengths_of(place / "pairs.jsonl", place / "model", place)
         for name in options.configs:
             for num_ranks in options.ranks:
-                expected, stage = planned(place / "model", place / "pairs.jsonl", name, num_ranks)
+                made = planned(Shape.of(config), lengths, name, num_ranks)
+                stage = max(made.stages, key=made.node_bytes)
                 peak = run_peak(place / "model", place / "pairs.jsonl", name, num_ranks)
                 table.append(
                     {
                         "configuration": name,
                         "ranks": num_ranks,
-                        "planned GB": round(expected / 1e9, 2),
-                        "planned at": stage,
+                        "planned GB": round(made.host_bytes / 1e9, 2),
+                        "planned at": stage.name,
                         "measured GB": round(peak / 1e9, 2),
-                        "planned over measured": f"{expected / peak - 1:+.1%}",
+                        "planned over measured": f"{made.host_bytes / peak - 1:+.1%}",
                     }
                 )
     settings = {"parameters": f"{count_parameters(config):,}", "examples a step": RUN["global_batch_size"]}
