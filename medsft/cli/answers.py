@@ -62,6 +62,8 @@ def chat(
         typer.echo(f"loading {model} …", err=True)
     bits = None if quantize is None else quantize.num_bits
     responder = open_responder(model, prompt_template.value, dtype.value, device, bits, postprocess)
+    if sys.stdin.isatty():
+        typer.echo(f"{responder.weights_gb:.2f} GB of weights, {responder.model.device}", err=True)
     if seed is not None:
         set_seed(seed)  # once: the second answer to a question may differ from the first
     keep = responder.template != "med-chatglm" if history is None else history

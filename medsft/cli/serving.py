@@ -66,5 +66,6 @@ def serve(
         responders[name] = open_responder(
             folder, prompt_template.value, dtype.value, device, bits, postprocess
         )
+        typer.echo(f"{name}: {responders[name].weights_gb:.2f} GB of weights", err=True)
     typer.echo(f"{', '.join(responders)} at http://{host}:{port}/ (Ctrl-C ends)", err=True)
     answer(responders, limits, host, port, key)

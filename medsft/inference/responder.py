@@ -64,6 +64,11 @@ class Responder:
         ids, cut = encode_prompt(query, history, self.tokenizer, room, self.template)
         return [*ids, self.tokenizer.gmask_token_id, self.tokenizer.bos_token_id], cut
 
+    @property
+    def weights_gb(self) -> float:
+        """What the weights take, 1e9 bytes."""
+        return sum(parameter.nbytes for parameter in self.model.parameters()) / 1e9
+
     def new_text(self) -> AnswerText:
         """Makes text of the tokens of one answer."""
         return AnswerText(lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True), self.polish)

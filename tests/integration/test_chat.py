@@ -148,6 +148,7 @@ def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
         del seen[: seen.index(text.encode()) + len(text.encode())]
 
     try:
+        wait_for("GB of weights")
         wait_for("no medical advice")
         for line, told in [
             ("发烧呢？", "38.5度以上吃退烧药。"),

@@ -188,6 +188,18 @@ def test_malformed_bodies(server, body):
         assert json.loads(answer)["error"]["type"] == "invalid_request_error"
 
 
+def test_pages_from_elsewhere_cannot_ask(server):
+    """A browser sends what looks like a form without asking the server first; it does not get through."""
+    body = json.dumps({"messages": [{"role": "user", "content": QUESTION}], "prompt": QUESTION}).encode()
+    for path in ("/v1/chat/completions", "/"):
+        status, headers, _ = server.request("POST", path, body, {"Content-Type": "text/plain"})
+        assert status == 400
+        assert "Access-Control-Allow-Origin" not in headers
+    assert (
+        server.request("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://evil.example"})[0] == 405
+    )
+
+
 def test_oversize_bodies(server):
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
     chunk = b"2000\r\n" + b"x" * 0x2000 + b"\r\n"

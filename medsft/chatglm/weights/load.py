@@ -30,11 +30,11 @@ def load_model(
     """The model of `folder` in eval mode, its parameters in `dtype` (None: as stored) on `device`.
 
     Each tensor is read once, straight into its place; the peak of private memory is the model itself and,
-    with `quantize`, its largest matrix in fp32. The folder's generation_config.json, where there is one,
-    becomes the model's.
+    with `quantize`, some copies of its largest matrix in fp32. The folder's generation_config.json, where
+    there is one, becomes the model's.
 
-    quantize: 8 or 4 bits for the linear layers of the blocks (see `medsft.chatglm.quantization`); the types
-    of a folder that is quantised already are left as they are, only its other tensors take `dtype`.
+    quantize: 8 or 4 bits for the linear layers of the blocks (see `medsft.chatglm.quantization`). What a
+    folder holds as integers, and their scales, keep their types; all other tensors take `dtype`.
 
     Raises UserError as `check_release` does, for a dtype that is no floating type, and for a folder that is
     quantised otherwise than asked for.

@@ -97,7 +97,7 @@ class Guard:
             if not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
                 return error_response(401, "send the server's key: Authorization: Bearer KEY")
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._limits.max_body_bytes:
+        if not re.fullmatch("[0-9]{1,12}", length) or int(length) > self._limits.max_body_bytes:
             return _too_large(self._limits)
         return None
 
