@@ -19,7 +19,7 @@ export DS_ACCELERATOR=cpu
 medsft data split \
   --graph medsft/knowledge/sample.jsonl \
   --output_dir "$out/data" \
-  --kinds single --shares 0.8,0,0.2
+  --kinds single --num_phrasings 3 --shares 0.8,0,0.2
 medsft tokenizer --train_file "$out/data/train.jsonl" --output_dir "$out/tokenizer"
 medsft init --preset toy --tokenizer "$out/tokenizer" --output_dir "$out/base"
 python -m launcher run --num-gpus 2 medsft/train.py \
@@ -30,7 +30,7 @@ python -m launcher run --num-gpus 2 medsft/train.py \
   --max_source_length 64 --max_target_length 64 \
   --per_device_train_batch_size 16 \
   --learning_rate 2e-3 --lr_scheduler_type cosine \
-  --num_train_epochs 60 \
+  --num_train_epochs 50 \
   --logging_steps 50 --save_strategy no
 
 printf '\n== Recall: learnt facts, unseen words\n'
