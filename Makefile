@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults cluster-faults tensorboard clean
+.PHONY: help install demo recall test faults cluster-faults tensorboard clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ $(INSTALLED): setup.py constraints.txt
 demo: $(INSTALLED) ## Train a toy ChatGLM on a small knowledge base and compare its answers (5 minutes).
 	$(IN_VENV) examples/demo.sh
 
+recall: $(INSTALLED) ## Train a toy and count learnt facts asked in unseen words, and unseen entities (nightly).
+	$(IN_VENV) examples/recall.sh
+
 test: $(INSTALLED) ## Check style and run all tests.
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
@@ -42,5 +45,5 @@ tensorboard: $(INSTALLED) ## Look at runs: make tensorboard RUNS=folder
 	$(VENV)/bin/python -m tensorboard.main --logdir "$(RUNS)"
 
 clean: ## Remove the demo's output and caches; .venv stays.
-	rm -rf demo_output build .pytest_cache .ruff_cache medsft.egg-info
+	rm -rf demo_output recall_output build .pytest_cache .ruff_cache medsft.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

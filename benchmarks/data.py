@@ -1,7 +1,7 @@
 """Records a second and peak memory of the data commands; the token cache and the step plan at size.
 
-    python benchmarks/data.py                         # 20,000 records, 200,000 examples: some minutes
-    python benchmarks/data.py --examples 10000000     # the plan of a large run
+    python benchmarks/data.py                         # 20,000 records; a plan for 10 million examples
+    python benchmarks/data.py --file data/train.jsonl # check and convert pairs of your own
 
 Records are made from the project's graph with numbered names. Memory is private memory above what the process
 held before the part began (see `memory.Peak`).
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,31 +38,39 @@ def write_graph(path: Path, num_records: int) -> None:
 
 
 def measured(part: str, count: int, what: str, work: Callable[[], object]) -> dict[str, object]:
-    """One row: what was done, how fast, with how much memory."""
-    before = private_bytes()
-    begin_s = time.perf_counter()
-    with Peak() as peak:
-        work()
-    seconds = time.perf_counter() - begin_s
+    """One row: what was done, how fast, with how much memory; in a process of its own."""
+    fork = multiprocessing.get_context("fork")
+    told, tell = fork.Pipe(duplex=False)
+
+    def child() -> None:
+        before = private_bytes()
+        begin_s = time.perf_counter()
+        with Peak() as peak:
+            work()
+        tell.send((time.perf_counter() - begin_s, peak.bytes - before))
+
+    process = fork.Process(target=child)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{part} ended with exit code {process.exitcode}")
+    seconds, num_bytes = told.recv()
     print(f"{part}: {count:,} {what} in {seconds:.1f} s", flush=True)
     return {
         "part": part,
         "items": f"{count:,} {what}",
         "s": round(seconds, 2),
         "items/s": round(count / seconds),
-        "peak MB": round((peak.bytes - before) / 1e6),
+        "peak MB": round(num_bytes / 1e6),
     }
 
 
 def plan_rows(num_examples: int, step: int) -> list[dict[str, object]]:
-    """The first look at a late step, and the next."""
+    """The first look at a late step, which shuffles an epoch."""
     size = 16
     epochs = (step + 1) * size / num_examples + 1
     plan = StepPlan.for_run(num_examples, "ab" * 32, size, 42, epochs)
-    return [
-        measured(f"step plan, step {at:,}", num_examples, "examples", lambda at=at: plan.examples(at))
-        for at in (step, step + 1)
-    ]
+    return [measured(f"step plan, step {step:,}", num_examples, "examples", lambda: plan.examples(step))]
 
 
 def main() -> None:
@@ -69,7 +78,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, default=20_000, help="records of the graph")
-    parser.add_argument("--checked", type=int, default=20_000, help="pairs to check for near duplicates")
+    parser.add_argument("--checked", type=int, default=20_000, help="pairs to check and convert at most")
+    parser.add_argument("--file", type=Path, help="instruction file to check (default: what was built)")
     parser.add_argument("--examples", type=int, default=10_000_000, help="examples of the planned run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +94,7 @@ def main() -> None:
                 lambda: build_pairs([graph], pairs, kinds=["single"], num_phrasings=1),
             )
         ]
-        with pairs.open(encoding="utf-8") as file:
+        with (options.file or pairs).open(encoding="utf-8") as file:
             lines = [line for line, _ in zip(file, range(options.checked), strict=False)]
         some.write_text("".join(lines), encoding="utf-8")
         for part, near in (("check, exact", None), ("check, near duplicates", 0.75)):
@@ -104,7 +114,8 @@ def main() -> None:
             )
         )
         rows += plan_rows(options.examples, 1_000_000)
-    print(write_result("data", vars(options), rows))
+    settings = {**vars(options), "file": options.file.name if options.file else "what was built"}
+    print(write_result("data", settings, rows))
 
 
 if __name__ == "__main__":
