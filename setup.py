@@ -21,6 +21,8 @@ DEPENDENCIES = [
     "psutil",
     "protobuf",  # SentencePiece models are read and written piece by piece
 ]
+# Scores of generated answers: words, ROUGE, BLEU. No rank of a training needs them.
+EVALUATION = ["jieba", "rouge-chinese", "nltk"]
 
 setup(
     name="medsft",
@@ -32,7 +34,7 @@ setup(
     # ds_configs holds JSON files only; it stands beside medsft in the repository and once installed.
     packages=[*find_packages(include=["launcher", "launcher.*", "medsft", "medsft.*"]), "ds_configs"],
     package_data={"medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja"], "ds_configs": ["*.json", "*.md"]},
-    install_requires=DEPENDENCIES,
+    install_requires=[*DEPENDENCIES, *EVALUATION],
     extras_require={"test": ["pytest", "ruff"]},
     entry_points={
         "console_scripts": [
