@@ -7,7 +7,7 @@ import sys
 import typer
 
 from medsft import exit_codes
-from medsft.cli import answers, checkpoint, compare, data, evaluation, models, planning, training
+from medsft.cli import answers, checkpoint, compare, data, evaluation, models, planning, report, training
 from medsft.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in (
     planning.plan,
     answers.chat,
     compare.compare,
+    report.report,
     models.tokenizer,
     models.init,
     models.convert,

@@ -96,7 +96,7 @@ def test_each_form_is_read_and_judged(name, toy_model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "content", "said"),
     [
-        (["--questions"], "", "holds no question"),
+        (["--questions"], "\n", "holds no question"),
         (["--questions"], '{"answer": "x"}', "is no question"),
         (["--choices"], '{"question": "q", "A": "x", "B": "y", "answer": "E"}', "'E' is none of A, B"),
         (["--choices"], '{"question": "q", "answer": "A"}', "0 options"),
