@@ -23,7 +23,9 @@ DEPENDENCIES = [
     "jinja2",
     "protobuf",  # SentencePiece models are read and written piece by piece
 ]
-
+# Scores of generated answers: words, ROUGE, BLEU. No rank of a training needs them.
+EVALUATION = ["jieba", "rouge-chinese", "nltk"]
+# An HTTP server with its page.
 SERVE = ["fastapi", "uvicorn", "prometheus-client"]
 
 setup(
@@ -39,7 +41,7 @@ setup(
         "medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja", "**/*.html"],
         "ds_configs": ["*.json", "*.md"],
     },
-    install_requires=DEPENDENCIES,
+    install_requires=[*DEPENDENCIES, *EVALUATION],
     extras_require={"generate": ["openai"], "serve": SERVE, "test": ["pytest", "ruff", "openai", *SERVE]},
     entry_points={
         "console_scripts": [

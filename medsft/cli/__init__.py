@@ -7,7 +7,18 @@ import sys
 import typer
 
 from medsft import exit_codes
-from medsft.cli import answers, checkpoint, data, models, planning, serving, training
+from medsft.cli import (
+    answers,
+    checkpoint,
+    compare,
+    data,
+    evaluation,
+    models,
+    planning,
+    report,
+    serving,
+    training,
+)
 from medsft.errors import UserError
 
 app = typer.Typer(
@@ -25,14 +36,16 @@ app.command(
 for command in (
     planning.plan,
     answers.chat,
-    answers.compare,
     serving.serve,
+    compare.compare,
+    report.report,
     models.tokenizer,
     models.init,
     models.convert,
     models.export,
 ):
     app.command()(command)
+app.command("eval")(evaluation.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")
 

@@ -1,14 +1,12 @@
-"""`medsft chat` and `medsft compare`: what a model answers."""
+"""`medsft chat`: what a model answers."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medsft import exit_codes
 from medsft.cli.options import (
     DeviceOption,
     ModelOption,
@@ -71,35 +69,3 @@ def chat(
     responder.prompt_ids("", (), longest)  # refuses a limit that leaves no room, before anything is typed
     sampling = Sampling(longest, greedy, top_p, top_k, temperature, repetition_penalty, num_beams)
     converse(responder, sampling, keep, sys.stdin)
-
-
-def compare(
-    base: Annotated[Path, typer.Option(help="Model folder before training.")],
-    tuned: Annotated[Path, typer.Option(help="Model or run folder after training.")],
-    questions: Annotated[Path, typer.Option(help="Instruction file: questions with their answers.")],
-    num_questions: Annotated[
-        int, typer.Option("--num_questions", min=1, help="How many, from the front.")
-    ] = 10,
-    min_exact: Annotated[
-        float, typer.Option("--min_exact", min=0.0, max=1.0, help="Exit 1 below this share of exact answers.")
-    ] = 0.0,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")
-    ] = 128,
-    prompt_template: TemplateOption = Template.auto,
-    dtype: PrecisionOption = Precision.auto,
-    device: DeviceOption = "auto",
-) -> None:
-    """The same questions to two models, side by side, greedily answered."""
-    from rich.console import Console
-
-    from medsft.evaluation.compare import compare_models, comparison_table, exact_share
-
-    comparisons = compare_models(
-        base, tuned, questions, num_questions, max_new_tokens, prompt_template.value, dtype.value, device
-    )
-    Console().print(comparison_table(comparisons))
-    share = exact_share(comparisons)
-    if share < min_exact:
-        typer.echo(f"only {share:.0%} exact answers after training, {min_exact:.0%} were asked for", err=True)
-        raise typer.Exit(exit_codes.CRASHED)

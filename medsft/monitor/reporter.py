@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medsft.monitor.console import Console
+from medsft.monitor.health import Health
 from medsft.monitor.metrics import Metrics, MetricsFile, Save
 from medsft.monitor.tensorboard import TensorBoard
 
@@ -34,7 +35,10 @@ class Sink(Protocol):
 
 
 class Reporter:
-    """A sink that passes everything on to several. One that cannot write (a full disk) stops no training."""
+    """A sink that passes everything on to several. One that fails stops no training.
+
+    A full disk, a library that is broken: the first failure of a sink is logged, later ones pass in silence.
+    """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
@@ -44,11 +48,12 @@ class Reporter:
         for sink in self._sinks:
             try:
                 report(sink)
-            except OSError as error:
+            except Exception as error:  # whatever it is, the training is worth more than its report
                 if sink not in self._failed:
                     self._failed.add(sink)
                     name = type(sink).__name__
-                    logger.warning("%s cannot write (%s); the training goes on without it", name, error)
+                    fault = str(error) or type(error).__name__
+                    logger.warning("%s cannot write (%s); the training goes on without it", name, fault)
 
     def train(self, metrics: Metrics) -> None:
         """Figures of a logged step."""
@@ -74,7 +79,7 @@ class Reporter:
 def open_reporter(
     metrics_file: Path, tensorboard: Path, num_steps: int, speaks: bool, start_step: int = 0
 ) -> Reporter:
-    """All three sinks for the rank that speaks, none for the others.
+    """All sinks for the rank that speaks, none for the others.
 
     `start_step` is the number of steps done before this process: what stands there of later ones goes.
     """
@@ -85,5 +90,6 @@ def open_reporter(
             MetricsFile(metrics_file, start_step),
             TensorBoard(tensorboard, start_step),
             Console(num_steps, start_step),
+            Health(),
         )
     )

@@ -23,6 +23,20 @@ TAGS = {
     "epoch": "progress/epoch",
 }
 
+# The page "custom scalars": group -> chart -> curves that belong side by side.
+LAYOUT = {
+    "learning": {
+        "loss": ["Multiline", ["loss/train", "loss/validation"]],
+        "learning rate": ["Multiline", ["optimization/learning_rate"]],
+        "gradient norm": ["Multiline", ["optimization/gradient_norm"]],
+    },
+    "speed": {
+        "tokens a second": ["Multiline", ["throughput/tokens_per_s", "throughput/supervised_tokens_per_s"]],
+        "seconds of a step": ["Multiline", ["throughput/step_time_s"]],
+        "checkpoints": ["Multiline", ["checkpoint/stall_s", "checkpoint/write_s"]],
+    },
+}
+
 
 class TensorBoard:
     """Event file in a folder, flushed at every report so that a killed run shows all it did.
@@ -34,6 +48,8 @@ class TensorBoard:
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         self._has_texts = start_step > 0 and any(folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step > 0 else 0)
+        if not self._has_texts:
+            self._writer.add_custom_scalars(LAYOUT)
 
     def text(self, tag: str, text: str) -> None:
         """A text card, such as the flags or the first example."""

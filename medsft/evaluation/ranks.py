@@ -1,0 +1,45 @@
+"""Ranks of an evaluation: each holds the whole model and takes its share of the questions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from medsft.engine.distributed import World, complete_environment, from_all
+from medsft.inference.responder import choose_device
+
+T = TypeVar("T")
+
+_TIMEOUT = timedelta(hours=12)  # a rank waits for the slowest one's answers
+
+
+@contextmanager
+def evaluation_world(device: str) -> Iterator[World]:
+    """This process among those that torchrun or the launcher started; alone without them.
+
+    With several ranks and `device` auto each takes the GPU of its local rank. Words go over gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(0, 1, 0, choose_device(device))
+        return
+    complete_environment(os.environ)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{local_rank % torch.cuda.device_count()}"
+    place = choose_device(device)
+    dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(world: World, value: T) -> list[T]:
+    """Every rank's value, in the order of the ranks; a collective."""
+    return [value] if world.size == 1 else from_all(world, value)

@@ -1,0 +1,81 @@
+"""Warns, once for each kind of trouble, when the figures of a training look ill, and says what to look at."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from statistics import median
+
+from medsft.monitor.metrics import Metrics, Save
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 10
+"""Reports that are looked at together."""
+DIVERGED_NATS = 1.0
+"""A loss that stays by this much above the best so far has diverged."""
+EXPLODED_TIMES = 20.0
+"""A gradient norm so many times the usual one is an explosion."""
+PLATEAU_NATS = 0.01
+"""A loss that moves less than this over a window ..."""
+PLATEAU_LOSS = 4.0
+"""... and is still above this has learned nothing: an untrained head stands at ln(vocabulary), 11.8."""
+
+
+class Health:
+    """A sink that keeps the last figures and warns in the log; it never stops a run."""
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._best = math.inf
+        self._warned: set[str] = set()
+
+    def train(self, metrics: Metrics) -> None:
+        """Takes up the figures of a logged step and warns if they look ill."""
+        norm = metrics.grad_norm
+        if len(self._norms) == WINDOW and norm > EXPLODED_TIMES * median(self._norms) > 0:
+            self._warn(
+                "explosion",
+                f"step {metrics.step}: the gradient norm is {norm:.3g}, usually {median(self._norms):.3g}. "
+                "Look at the examples of this step, and at --max_grad_norm and --learning_rate.",
+            )
+        if math.isfinite(norm):
+            self._norms.append(norm)
+        if not math.isfinite(metrics.loss):
+            return
+        self._losses.append(metrics.loss)
+        self._best = min(self._best, metrics.loss)
+        if len(self._losses) < WINDOW:
+            return
+        if min(self._losses) > self._best + DIVERGED_NATS:
+            self._warn(
+                "divergence",
+                f"step {metrics.step}: the loss is {metrics.loss:.3f} and was {self._best:.3f} before: the "
+                "training diverges. Go on from an earlier checkpoint with a lower --learning_rate.",
+            )
+        if max(self._losses) - min(self._losses) < PLATEAU_NATS and min(self._losses) > PLATEAU_LOSS:
+            self._warn(
+                "plateau",
+                f"step {metrics.step}: the loss stays at {metrics.loss:.3f}, nothing is learned. Look at the "
+                "first example in the log (is the answer supervised?), the prompt template and "
+                "--learning_rate.",
+            )
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning("%s", text)
+
+    def validation(self, step: int, loss: float) -> None:
+        """Judged by the user."""
+
+    def checkpoint(self, save: Save) -> None:
+        """Says nothing about the training's health."""
+
+    def text(self, tag: str, text: str) -> None:
+        """Says nothing about the training's health."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
