@@ -4,7 +4,7 @@
     python benchmarks/data.py --file data/train.jsonl # check and convert pairs of your own
 
 Records are made from the project's graph with numbered names. Memory is private memory above what the process
-held before the part began (see `memory.Peak`).
+held before the part began (see `peak.Peak`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from machine import write_result
-from memory import Peak, private_bytes
+from machine import RESULTS, write_result
+from peak import Peak, private_bytes
 
 from medsft.data.check.review import ReviewSettings, review_files
 from medsft.data.convert import convert_files
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=20_000, help="pairs to check and convert at most")
     parser.add_argument("--file", type=Path, help="instruction file to check (default: what was built)")
     parser.add_argument("--examples", type=int, default=10_000_000, help="examples of the planned run")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -115,7 +116,8 @@ def main() -> None:
         )
         rows += plan_rows(options.examples, 1_000_000)
     settings = {**vars(options), "file": options.file.name if options.file else "what was built"}
-    print(write_result("data", settings, rows))
+    results = settings.pop("results")
+    print(write_result("data", settings, rows, results))
 
 
 if __name__ == "__main__":

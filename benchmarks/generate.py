@@ -140,7 +140,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
-    machine.RESULTS = options.results
     return options
 
 
@@ -204,7 +203,11 @@ def main() -> None:
         "answer tokens": f"{min(lengths)} to {max(lengths)}",
         "rounds": options.rounds,
     }
-    print(machine.write_result("generate", settings, table).with_suffix(".md").read_text(encoding="utf-8"))
+    print(
+        machine.write_result("generate", settings, table, options.results)
+        .with_suffix(".md")
+        .read_text(encoding="utf-8")
+    )
 
 
 if __name__ == "__main__":

@@ -68,11 +68,16 @@ def model_folder(folder: Path) -> Path:
 
 _OF_A_RUN = ("run.json", "metrics.jsonl", "tensorboard", "model", "checkpoints", "snapshots", "DONE")
 """`snapshots` is what runs wrote before there were checkpoints."""
+_ABOUT_A_RUN = ("evaluation", "report.html")
+"""What other commands put beside it: true of this run only."""
 
 
 def left_by_a_run(path: Path) -> list[Path]:
     """What an earlier run left in a folder: the files and folders that `move_aside` moves."""
-    return [path / name for name in _OF_A_RUN if (path / name).exists()]
+    own, about = (
+        [path / name for name in names if (path / name).exists()] for names in (_OF_A_RUN, _ABOUT_A_RUN)
+    )
+    return own + about if own else []
 
 
 def holds_run(path: Path) -> bool:
@@ -116,9 +121,10 @@ def move_aside(path: Path) -> Path | None:
 
 
 def move_aside_results(path: Path) -> None:
-    """Moves DONE and the final model of a run that goes on to `previous-N`, if they are there."""
+    """Moves DONE, the final model and what was said of it to `previous-N`, of a run that goes on."""
     folder = RunFolder(path)
-    left = [item for item in (folder.done, folder.model) if item.exists()]
+    about = (path / name for name in _ABOUT_A_RUN)
+    left = [item for item in (folder.done, folder.model, *about) if item.exists()]
     if left:
         _move(left, _next_previous(path))
 

@@ -55,11 +55,17 @@ def read_choices(path: Path) -> tuple[Choice, ...]:
 
 
 def _choice(record: object) -> Choice:
+    if isinstance(record, BadRecord):
+        raise record
     if not isinstance(record, Mapping):
         raise BadRecord("not an object")
     given = record.get("option", record.get("options", record))
-    options = {letter: str(given[letter]).strip() for letter in LETTERS if given.get(letter)}
-    answer = str(record.get("answer_idx", record["answer"])).strip().upper()
+    if not isinstance(given, Mapping):
+        raise ValueError("its options are no object of letters")
+    options = {
+        letter: str(given[letter]).strip() for letter in LETTERS if given.get(letter) not in (None, "")
+    }
+    answer = str(record["answer_idx"] if "answer_idx" in record else record["answer"]).strip().upper()
     if len(options) < 2:
         raise ValueError(f"it has {len(options)} options")
     if answer not in options:

@@ -89,28 +89,25 @@ class _Side:
 def compare_models(
     base: Path,
     tuned: Path,
-    questions: Sequence[Path],
+    asked: Sequence[Question],
     suites: Sequence[Path],
-    num_questions: int,
     max_new_tokens: int,
     template: str,
     dtype: str,
     device: str,
 ) -> Findings:
-    """Asks both models the first `num_questions` questions greedily, and all of the multiple-choice suites.
+    """Asks both models the questions greedily, and all of the multiple-choice suites.
 
     One model is in memory at a time. Both are asked in the form the tuned one was trained with unless
-    `template` says otherwise. Raises `UserError` for a file without usable questions.
+    `template` says otherwise. Raises `UserError` for a suite that cannot be used.
     """
     from medsft.chatglm.weights import check_release
     from medsft.evaluation.choices import accuracy, read_choices
-    from medsft.evaluation.question_set import read_questions
     from medsft.inference.responder import Sampling, open_responder
     from medsft.provenance import trained_template
     from medsft.run_folder import model_folder
 
-    asked = read_questions(questions)[:num_questions]
-    choices: dict[str, Sequence[Choice]] = {path.stem: read_choices(path) for path in suites}
+    choices: dict[str, Sequence[Choice]] = {str(path): read_choices(path) for path in suites}
     kinds: dict[str, list[Question]] = {}
     for question in asked:
         if question.expected:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsft.errors import UserError
 from medsft.evaluation.answer_loss import answer_loss
 from medsft.evaluation.predict import (
     answer_all,
@@ -71,12 +72,18 @@ def evaluate_model(
         with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
         responder = open_responder(model, template, dtype, str(world.device))
+        longest = responder.model.config.max_sequence_length
+        if max_source_length + max_target_length > longest:
+            raise UserError(
+                f"--max_source_length {max_source_length} and --max_target_length {max_target_length} make "
+                f"more than the {longest} tokens that this model reads. Lower one of them."
+            )
         limits = (max_source_length, max_target_length)
         loss = answer_loss(responder, examples, world, *limits, batch_size)
         scores = None
         if generate:
             sampling = Sampling(max_new_tokens=max_target_length, greedy=True)
-            identity = weights_identity(model_folder(model))
+            identity = f"{weights_identity(model_folder(model))} {responder.model.dtype}"
             key = answers_key(identity, responder.template, examples, sampling)
             with progress("answering") as shown:
                 answers = answer_all(responder, examples, sampling, output_dir, key, world, batch_size, shown)
@@ -84,11 +91,13 @@ def evaluate_model(
             return None
         if generate:
             scores = mean_scores(answers, [example.response for example in examples])
-            write_predictions(output_dir / "generated_predictions.txt", examples, answers)
+            with writing(output_dir):
+                write_predictions(output_dir / "generated_predictions.txt", examples, answers)
         finite = [value if math.isfinite(value) else None for value in (loss.loss, loss.perplexity)]
         found = Evaluation(str(model), len(examples), loss.num_targets, *finite, scores)
-        write_json(output_dir / "evaluation.json", asdict(found))
-        remove_parts(output_dir)
+        with writing(output_dir):
+            write_json(output_dir / "evaluation.json", asdict(found))
+            remove_parts(output_dir)
         return found
 
 

@@ -13,12 +13,13 @@ from medsft.engine.distributed import World
 from medsft.evaluation.ranks import gather
 from medsft.files import write_text
 from medsft.inference.responder import Responder, Sampling
+from medsft.run_folder import writing
 
 _PARTS = "answers-*.jsonl"
 
 
 def answers_key(identity: str, template: str, examples: Sequence[Example], sampling: Sampling) -> str:
-    """Hash of all that the answers hang on; `identity` stands for the model's weights."""
+    """Hash of all that the answers hang on; `identity` stands for the weights and how they are held."""
     questions = [(example.query, example.history) for example in examples]
     text = json.dumps([identity, template, questions, asdict(sampling)], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -51,20 +52,24 @@ def answer_all(
     missing.sort(key=lambda index: len(examples[index].query))
     mine = missing[world.rank :: world.size]
     answered: dict[int, str] = {}
-    with (folder / f"answers-{world.rank}.jsonl").open("a", encoding="utf-8") as part:
-        part.write("\n")  # what a killed process left of a line shall not spoil the next
-        for start in range(0, len(mine), batch_size):
-            chosen = mine[start : start + batch_size]
-            queries = [(examples[index].query, examples[index].history) for index in chosen]
-            for index, answer in zip(chosen, responder.answers(queries, sampling, batch_size), strict=True):
-                answered[index] = answer
-                line = {"key": key, "index": index, "answer": answer}
-                part.write(json.dumps(line, ensure_ascii=False) + "\n")
-            part.flush()
-            progress(min(start + batch_size, len(mine)), len(mine))
+    part = folder / f"answers-{world.rank}.jsonl"
+    _append(part, [""])  # what a killed process left of a line shall not spoil the next
+    for start in range(0, len(mine), batch_size):
+        chosen = mine[start : start + batch_size]
+        queries = [(examples[index].query, examples[index].history) for index in chosen]
+        answers = dict(zip(chosen, responder.answers(queries, sampling, batch_size), strict=True))
+        records = [{"key": key, "index": index, "answer": answer} for index, answer in answers.items()]
+        _append(part, [json.dumps(record, ensure_ascii=False) for record in records])
+        answered |= answers
+        progress(min(start + batch_size, len(mine)), len(mine))
     for share in gather(world, answered):
         known.update(share)
     return [known[index] for index in range(len(examples))]
+
+
+def _append(path: Path, lines: Sequence[str]) -> None:
+    with writing(path), path.open("a", encoding="utf-8") as part:
+        part.writelines(line + "\n" for line in lines)
 
 
 def _read_parts(folder: Path, key: str) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,17 @@ def read_questions(files: Sequence[Path]) -> tuple[Question, ...]:
     return tuple(found)
 
 
+def first_of_each_kind(questions: Sequence[Question], most: int | None) -> tuple[Question, ...]:
+    """At most `most` questions of each kind, in order; None: all."""
+    taken: Counter[str] = Counter()
+    chosen = []
+    for question in questions:
+        taken[question.kind] += 1
+        if most is None or taken[question.kind] <= most:
+            chosen.append(question)
+    return tuple(chosen)
+
+
 def _question(value: object) -> Question:
     if isinstance(value, BadRecord):
         raise value
@@ -68,7 +80,7 @@ def _question(value: object) -> Question:
         raise BadRecord("not a JSON object")
     kind = "general" if value.get("kind") == "general" else "medical"
     asked = [name for name in _ANSWER_OF if name in value]
-    if asked and _ANSWER_OF[asked[0]] not in value:
+    if asked and value.get(_ANSWER_OF[asked[0]]) in (None, ""):
         query, _, history = parse_record({**value, _ANSWER_OF[asked[0]]: _NO_ANSWER}, Columns())
         return Question(query, "", history, kind)
     return Question(*parse_record(value, Columns()), kind)

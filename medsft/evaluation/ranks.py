@@ -25,10 +25,12 @@ def evaluation_world(device: str) -> Iterator[World]:
 
     With several ranks and `device` auto each takes the GPU of its local rank. Words go over gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    environment = dict(os.environ)
+    complete_environment(environment)
+    if int(environment["WORLD_SIZE"]) == 1:
         yield World(0, 1, 0, choose_device(device))
         return
-    complete_environment(os.environ)
+    os.environ.update(environment)
     local_rank = int(os.environ["LOCAL_RANK"])
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{local_rank % torch.cuda.device_count()}"

@@ -35,7 +35,9 @@ class Health:
     def train(self, metrics: Metrics) -> None:
         """Takes up the figures of a logged step and warns if they look ill."""
         norm = metrics.grad_norm
-        if len(self._norms) == WINDOW and norm > EXPLODED_TIMES * median(self._norms) > 0:
+        # An infinite norm is a skipped step, which fp16 makes now and then while it looks for its scale.
+        is_known = math.isfinite(norm) and len(self._norms) == WINDOW
+        if is_known and norm > EXPLODED_TIMES * median(self._norms) > 0:
             self._warn(
                 "explosion",
                 f"step {metrics.step}: the gradient norm is {norm:.3g}, usually {median(self._norms):.3g}. "

@@ -193,7 +193,7 @@ def _summary(runs: Sequence[Run]) -> str:
         cells = [
             escape(run.name),
             "finished 已完成" if run.is_done else "not finished 未完成",
-            f"{last.get('step', 0)} / {run.description.get('num_steps', '?')}",
+            escape(f"{last.get('step', 0)} / {run.description.get('num_steps', '?')}"),
             _shown(last.get("loss")),
             _shown(last.get("tokens_per_s")),
             str(saves),

@@ -9,7 +9,7 @@ from medsft.chatglm.init import write_random_model
 from medsft.cli import app
 from medsft.errors import UserError
 from medsft.evaluation.choices import accuracy, likeliest_letters, read_choices
-from medsft.evaluation.question_set import IN_THE_BOX, read_questions
+from medsft.evaluation.question_set import IN_THE_BOX, first_of_each_kind, read_questions
 from medsft.inference.responder import open_responder
 
 
@@ -57,7 +57,8 @@ def test_the_gate_opens_and_shuts(toy_model, other_model, losses):
     general = ["--num_questions", "10"]
     assert compare(toy_model, toy_model, "--max_forgetting", "0", *general).exit_code == 0
     order = (toy_model, other_model) if grown > 0 else (other_model, toy_model)
-    shut = compare(*order, "--max_forgetting", "-1")
+    assert compare(*order[::-1], "--max_forgetting", "0").exit_code == 0
+    shut = compare(*order, "--max_forgetting", abs(grown) / 2)
     assert shut.exit_code == 1
     assert "the loss of general answers grew by" in shut.output
 
@@ -82,6 +83,24 @@ SUITES = {
 }
 
 
+def test_the_first_of_each_kind_are_asked(tmp_path):
+    asked = tmp_path / "q.jsonl"
+    kinds = ["medical", "medical", "general", "medical", "general"]
+    lines = [{"prompt": f"{number}?", "response": "", "kind": kind} for number, kind in enumerate(kinds)]
+    asked.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    questions = read_questions([asked])
+    assert all(question.expected == "" for question in questions)
+    assert [question.query for question in first_of_each_kind(questions, 1)] == ["0?", "2?"]
+    assert first_of_each_kind(questions, None) == questions
+
+
+def test_a_suite_with_the_letter_of_the_answer_alone(tmp_path):
+    suite = tmp_path / "s.jsonl"
+    suite.write_text('{"question": "q", "options": {"A": 0, "B": 1}, "answer_idx": "a"}', encoding="utf-8")
+    (choice,) = read_choices(suite)
+    assert (dict(choice.options), choice.answer) == ({"A": "0", "B": "1"}, "A")
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_each_form_is_read_and_judged(name, toy_model, tmp_path):
     (tmp_path / name).write_text(SUITES[name], encoding="utf-8")
@@ -100,9 +119,11 @@ def test_each_form_is_read_and_judged(name, toy_model, tmp_path):
         (["--questions"], '{"answer": "x"}', "is no question"),
         (["--choices"], '{"question": "q", "A": "x", "B": "y", "answer": "E"}', "'E' is none of A, B"),
         (["--choices"], '{"question": "q", "answer": "A"}', "0 options"),
+        (["--choices"], '{"question": "q", "options": ["a", "b"], "answer": "A"}', "no object of letters"),
+        (["--choices"], '{"question": "q"', "JSON"),
         (["--max_forgetting", "0.1", "--questions"], '{"prompt": "q"}', "needs general questions"),
     ],
-    ids=["empty", "no question", "wrong letter", "no options", "nothing general"],
+    ids=["empty", "no question", "wrong letter", "no options", "a list", "broken", "nothing general"],
 )
 def test_bad_input_is_named(arguments, content, said, toy_model, tmp_path):
     bad = tmp_path / "坏 文件.jsonl"

@@ -24,11 +24,13 @@ def test_a_folder_holds_a_run_when_a_run_left_something(tmp_path):
     assert not holds_run(tmp_path / "nowhere")
     for name in ("notes.txt", ".lock", ".owner.json", "previous-1", "data_cache", "STOP"):
         (tmp_path / name).touch()
+    (tmp_path / "evaluation").mkdir()
     assert not holds_run(tmp_path)
+    assert left_by_a_run(tmp_path) == []
     write_json(RunFolder(tmp_path).description, {})
     make_checkpoints(tmp_path, 1)
     assert holds_run(tmp_path)
-    assert [item.name for item in left_by_a_run(tmp_path)] == ["run.json", "checkpoints"]
+    assert [item.name for item in left_by_a_run(tmp_path)] == ["run.json", "checkpoints", "evaluation"]
 
 
 def test_a_run_from_before_checkpoints_is_recognised(tmp_path):
