@@ -19,11 +19,11 @@ DEPENDENCIES = [
     "filelock>=4.2",
     "pyyaml",
     "psutil",
-    "rensa",
-    "jinja2",
     "protobuf",  # SentencePiece models are read and written piece by piece
 ]
-# Scores of generated answers: words, ROUGE, BLEU. No rank of a training needs them.
+# No rank of a training needs what follows. Near duplicates among examples, and reports about them.
+DATA = ["rensa", "jinja2"]
+# Scores of generated answers: words, ROUGE, BLEU.
 EVALUATION = ["jieba", "rouge-chinese", "nltk"]
 # An HTTP server with its page.
 SERVE = ["fastapi", "uvicorn", "prometheus-client"]
@@ -41,7 +41,7 @@ setup(
         "medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja", "**/*.html"],
         "ds_configs": ["*.json", "*.md"],
     },
-    install_requires=[*DEPENDENCIES, *EVALUATION],
+    install_requires=[*DEPENDENCIES, *DATA, *EVALUATION],
     extras_require={"generate": ["openai"], "serve": SERVE, "test": ["pytest", "ruff", "openai", *SERVE]},
     entry_points={
         "console_scripts": [
