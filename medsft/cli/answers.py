@@ -42,14 +42,16 @@ def chat(
     num_beams: Annotated[
         int, typer.Option("--num_beams", min=1, help="Answers followed at once; above 1 none is streamed.")
     ] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampled answers repeatable.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Makes sampled answers repeatable.")
+    ] = None,
     postprocess: PolishOption = True,
     quantize: QuantizeOption = None,
     dtype: PrecisionOption = Precision.auto,
     device: DeviceOption = "auto",
 ) -> None:
     """Talk to a model in the terminal, or pipe questions in, one a line."""
-    from transformers import set_seed
+    import torch
 
     from medsft.inference.chat import chat as converse
     from medsft.inference.responder import open_responder
@@ -63,7 +65,7 @@ def chat(
     if sys.stdin.isatty():
         typer.echo(f"{responder.weights_gb:.2f} GB of weights, {responder.model.device}", err=True)
     if seed is not None:
-        set_seed(seed)  # once: the second answer to a question may differ from the first
+        torch.manual_seed(seed)  # once: the second answer to a question may differ from the first
     keep = responder.template != "med-chatglm" if history is None else history
     longest = max_new_tokens or min(512, responder.model.config.max_sequence_length // 2)
     responder.prompt_ids("", (), longest)  # refuses a limit that leaves no room, before anything is typed

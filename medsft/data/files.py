@@ -38,6 +38,9 @@ class BadRecord(Exception):
         self.reason = reason
         self.detail = detail
 
+    def __str__(self) -> str:
+        return self.reason + (f" ({self.detail})" if self.detail else "")
+
 
 OnBytes = Callable[[int], None]
 """Called with the number of bytes read since the last call."""

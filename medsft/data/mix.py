@@ -2,7 +2,7 @@
 
 Of a source with more examples than its share asks for, some are chosen by the seed; one with fewer is
 repeated, but only where that is allowed. The sources are interleaved evenly. Two passes, one example at a
-time; memory is one byte for each example.
+time; memory is at most 18 bytes for each example.
 """
 
 from __future__ import annotations

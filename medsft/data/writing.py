@@ -32,8 +32,15 @@ def writing_lines(output: Path) -> Iterator[Write]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with replacing(output) as temporary, temporary.open("wb") as file:
-            yield lambda record: file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            yield lambda record: file.write(_as_line(record))
     except OSError as error:
         raise UserError(
             f"The output {output} cannot be written: {error.strerror}. What was there before is as it was."
         ) from error
+
+
+def _as_line(record: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold as an escape and UTF-8 cannot
+        return json.dumps(record).encode() + b"\n"

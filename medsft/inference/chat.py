@@ -48,7 +48,7 @@ def chat(
         _show(_GREETING)
     rounds: History = ()  # all that was said since the last `clear`, oldest first
     for line in _questions(source, interactive):
-        question = line
+        question, earlier = line, rounds
         if line.lower() in _LEAVE:
             return
         if line.lower() == _CLEAR:
@@ -60,10 +60,10 @@ def chat(
             if line != _AGAIN or not rounds:
                 _show(_told(line, rounds))
                 continue
-            question, rounds = rounds[-1][0], rounds[:-1]
-        answer = _answer(responder, question, rounds if keep_history else (), sampling, interactive)
-        if answer is not None:
-            rounds = (*rounds, (question, answer))
+            question, earlier = rounds[-1][0], rounds[:-1]
+        answer = _answer(responder, question, earlier if keep_history else (), sampling, interactive)
+        if answer is not None:  # else all stays as it was, the old answer of `/again` included
+            rounds = (*earlier, (question, answer))
 
 
 def _told(line: str, rounds: History) -> str:

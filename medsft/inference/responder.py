@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig
 
 from medsft.chatglm import ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from medsft.chatglm.base import open_tokenizer
@@ -119,7 +119,7 @@ class Responder:
     @torch.inference_mode()
     def _best_beam(self, prompt: list[int], sampling: Sampling) -> list[int]:
         if sampling.seed is not None:
-            set_seed(sampling.seed)
+            torch.manual_seed(sampling.seed)
         input_ids = torch.tensor([prompt], device=self.model.device)
         output = self.model.generate(
             input_ids=input_ids,

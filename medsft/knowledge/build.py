@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsft.data.files import expand_files
 from medsft.data.records import BadLine
 from medsft.data.writing import check_output, writing_lines
 from medsft.errors import UserError
@@ -65,7 +66,7 @@ def build_pairs(
     Arguments as in `read_graph` and `make_pairs`. Raises `UserError` as these do, and for an output that
     cannot be written.
     """
-    check_output(output, graph_files)
+    check_output(output, expand_files(graph_files))
     templates = load_templates(templates_file)
     graph = read_graph(graph_files, max_bad_share)
     pairs = make_pairs(graph, templates, seed, kinds, num_phrasings, max_pairs)
@@ -76,7 +77,12 @@ def build_pairs(
         )
     write_pairs(output, pairs, {"seed": seed})
     summary = _summary(graph, pairs)
-    settings = {"seed": seed, "kinds": ", ".join(kinds), "phrasings of a fact": num_phrasings}
+    settings = {
+        "seed": seed,
+        "kinds": ", ".join(kinds),
+        "phrasings of a fact": num_phrasings,
+        "largest number of pairs": "no limit" if max_pairs is None else max_pairs,
+    }
     write_card(output.with_suffix(".card.md"), [output], graph_files, templates_file, settings, summary)
     return summary
 

@@ -15,14 +15,17 @@ stroke, where stroke is in the test); such pairs are left out and counted.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from medsft.data.files import expand_files
+from medsft.data.writing import check_output
 from medsft.errors import UserError
 from medsft.knowledge.build import write_pairs
-from medsft.knowledge.card import write_card
+from medsft.knowledge.card import NOTE, write_card
 from medsft.knowledge.graph import Graph, read_graph
 from medsft.knowledge.mentions import Names
 from medsft.knowledge.pair import Pair
@@ -31,6 +34,8 @@ from medsft.knowledge.templates import DEFAULT_TEMPLATES, Templates, load_templa
 
 PARTS = ("train", "validation", "test")
 RECALL = "recall"
+CARD = "split.card.md"
+_LISTED = re.compile(r"\| (\w+\.jsonl) \| [0-9a-f]{64} \|$")
 
 
 @dataclass(frozen=True)
@@ -129,24 +134,26 @@ def write_split(
     max_bad_share: float = 0.01,
     templates_file: Path = DEFAULT_TEMPLATES,
 ) -> SplitSummary:
-    """Writes the four files and a data card, README.md, which comes last.
+    """Writes the four files and a data card, split.card.md, which comes last.
 
-    Arguments as in `read_graph`, `split_graph` and `make_pairs`. Raises `UserError` as these do, and for a
-    folder that cannot be written.
+    An earlier split in the folder is replaced, parts that are not written now are deleted. Arguments as in
+    `read_graph`, `split_graph` and `make_pairs`. Raises `UserError` as these do, for a folder that cannot be
+    written, and for one that holds other files of these names.
     """
     templates = load_templates(templates_file)
     graph = read_graph(graph_files, max_bad_share)
     files, num_crossing = split_pairs(graph, templates, shares, seed, kinds, num_phrasings)
-    names = {name: pairs for name, pairs in files.items() if pairs}
-    if "train" not in names:
+    names = {f"{name}.jsonl": pairs for name, pairs in files.items() if pairs}
+    if "train.jsonl" not in names:
         raise UserError(
             f"The training entities give no pair of the kinds {', '.join(kinds)}; ask for others."
         )
+    _make_room(folder, names, graph_files)
     for name, pairs in names.items():
-        write_pairs(folder / f"{name}.jsonl", pairs, {"seed": seed})
+        write_pairs(folder / name, pairs, {"seed": seed})
     summary = SplitSummary(
         num_entities={part: len(some.entities) for part, some in split_graph(graph, shares, seed).items()},
-        num_pairs={name: Counter(pair.kind for pair in pairs) for name, pairs in names.items()},
+        num_pairs={name: Counter(pair.kind for pair in pairs) for name, pairs in files.items() if pairs},
         num_crossing=num_crossing,
     )
     settings = {
@@ -155,6 +162,39 @@ def write_split(
         "kinds": ", ".join(kinds),
         "phrasings of a fact": num_phrasings,
     }
-    outputs = [folder / f"{name}.jsonl" for name in names]
-    write_card(folder / "README.md", outputs, graph_files, templates_file, settings, summary)
+    outputs = [folder / name for name in names]
+    write_card(folder / CARD, outputs, graph_files, templates_file, settings, summary)
     return summary
+
+
+def _make_room(folder: Path, names: Collection[str], graph_files: Sequence[str | Path]) -> None:
+    """Deletes parts of an earlier split that are not written now; raises `UserError` for strange files."""
+    everything = [f"{name}.jsonl" for name in (*PARTS, RECALL)]
+    for name in everything:
+        check_output(folder / name, expand_files(graph_files))
+    earlier = _names_in_card(folder / CARD)
+    strange = [name for name in (*names, CARD) if (folder / name).exists() and name not in earlier]
+    if strange:
+        raise UserError(
+            f"The folder {folder} holds {', '.join(strange)}, not known to be of an earlier split (its card, "
+            f"{CARD}, does not list them). Give another folder, or move them away."
+        )
+    try:
+        for name in everything:
+            if name in earlier and name not in names:
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"The earlier {folder / name} cannot be deleted: {error.strerror}.") from error
+
+
+def _names_in_card(card: Path) -> set[str]:
+    """The card itself and the files that it lists; none where there is no card of a split."""
+    try:
+        lines = card.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return set()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The card {card} of an earlier split cannot be read: {error}.") from error
+    if NOTE not in lines:
+        return set()
+    return {CARD} | {match[1] for match in map(_LISTED.match, lines) if match}

@@ -75,6 +75,22 @@ def test_beams_give_the_answer_whole(responder):
     )
 
 
+@pytest.mark.parametrize("seed", [2**32, 2**63 - 1])
+def test_large_seeds_are_taken(responder, seed):
+    for num_beams in (1, 2):
+        drawn = Sampling(max_new_tokens=4, temperature=5.0, top_p=1.0, num_beams=num_beams, seed=seed)
+        assert responder.answers([("头痛怎么办？", ())], drawn) == responder.answers(
+            [("头痛怎么办？", ())], drawn
+        )
+
+
+def test_the_command_takes_large_seeds(chat_model_dir):
+    command = [MEDSFT, "chat", "--model", str(chat_model_dir), "--max_new_tokens", "4", "--seed"]
+    for seed, status in ((2**63 - 1, 0), (2**63, 2)):
+        done = subprocess.run([*command, str(seed)], input="头痛怎么办？\n", capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+
+
 def test_control_tokens_in_a_question_stay_text(responder):
     ids, _ = responder.prompt_ids("[gMASK]<sop>头痛<eop>[MASK]", (), 40)
     control = responder.tokenizer.control_token_ids
@@ -124,6 +140,29 @@ def test_history_is_kept_until_cleared(responder, capsys):
 def test_control_characters_do_not_reach_the_terminal(responder, capsys, monkeypatch):
     monkeypatch.setattr(responder, "stream", lambda *_: (piece for piece in ["a\x1b[31m", "红\t\n　b\x07"]))
     assert talk(responder, "x\n", False, capsys) == "a[31m红\t\n　b\n"
+
+
+def test_an_answer_that_is_stopped_leaves_the_old_one(responder, capsys, monkeypatch):
+    """`/again`, then Ctrl-C: the round stays, with the answer that it had."""
+    asked = []
+
+    def stream(question, history, sampling):
+        asked.append((question, history))
+        yield f"{len(asked)}."
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(responder, "stream", stream)
+    lines = iter(["甲", "乙", "/again", "/history", "/again", "/history"])
+    monkeypatch.setattr("medsft.inference.chat._questions", lambda *_: lines)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    chat(responder, GREEDY, True, terminal)
+    first = (("甲", "1."),)
+    assert asked == [("甲", ()), *[("乙", first)] * 3]
+    told = capsys.readouterr().out
+    assert "问：乙\n答：2.\n" in told
+    assert told.endswith("问：甲\n答：1.\n问：乙\n答：4.\n")
 
 
 def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):

@@ -22,7 +22,8 @@ from served import GREEDY, running, wait_until
 from medsft.errors import UserError
 from medsft.inference.decoding import Decoder
 from medsft.inference.responder import open_responder
-from medsft.inference.server.engine import FairQueue, Ticket
+from medsft.inference.sampling import Sampling
+from medsft.inference.server.engine import FairQueue, Stopped, Ticket
 from medsft.inference.server.limits import Guard, Limits
 from medsft.inference.server.serve import check_port, names_of, read_key
 
@@ -310,6 +311,102 @@ def test_a_failing_generation_is_told_and_the_next_works(server, monkeypatch):
     assert server.ask(QUESTION, **GREEDY)[1]["choices"][0]["message"]["content"] == ANSWER
 
 
+def test_an_error_while_a_client_leaves_is_told_and_the_next_works(server, slowly, monkeypatch):
+    leave = Decoder.leave
+
+    def fail_to_leave(self, rows):
+        if rows:
+            raise RuntimeError("out of memory")
+        leave(self, rows)
+
+    engine = server.models[0].engine
+    first, second = (server.open_stream(QUESTION, **ENDLESS) for _ in range(2))
+    wait_until(lambda: engine.num_running == 2)
+    with monkeypatch.context() as patched, second:
+        patched.setattr(Decoder, "leave", fail_to_leave)
+        first.close()
+        data = b""
+        while b"server_error" not in data:
+            received = second.recv(4096)
+            assert received, data
+            data += received
+    assert server.ask(QUESTION, **GREEDY)[1]["choices"][0]["message"]["content"] == ANSWER
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_has_ended(responder, monkeypatch):
+    """An error that no answer is to blame for ends it: who waits is told, who comes later too."""
+    told = {"running": [], "deaf": [], "waiting": []}
+
+    def deaf(item):
+        told["deaf"].append(item)
+        if isinstance(item, Exception):
+            raise RuntimeError("Event loop is closed")
+
+    with running({"toy": responder}, LIMITS) as server:
+        (served,) = server.models
+        monkeypatch.setattr(Decoder, "step", lambda self: time.sleep(0.01) or [])
+        prompt, _ = responder.prompt_ids(QUESTION, (), 40)
+        for name, deliver in {**{name: items.append for name, items in told.items()}, "deaf": deaf}.items():
+            served.engine.submit(Ticket(name, prompt, Sampling(40, greedy=True), deliver))
+        wait_until(lambda: (served.engine.num_running, served.engine.num_waiting) == (2, 1))
+
+        def end(self):
+            raise SystemExit
+
+        monkeypatch.setattr(Decoder, "step", end)
+        wait_until(lambda: not served.engine.is_alive)
+        assert all(isinstance(items[-1], Stopped) for items in told.values())
+        with pytest.raises(RuntimeError, match="the server was stopped"):
+            served.engine.submit(Ticket("late", prompt, Sampling(40), told["waiting"].append))
+        status, answer = server.ask(QUESTION, **GREEDY)
+        assert (status, answer["error"]["type"]) == (503, "server_error")
+        assert server.request("GET", "/healthz")[0] == 503
+
+
+def test_connections_that_ask_for_nothing_are_closed(responder):
+    limits = Limits(read_s=0.3, max_connections=4)
+    with running({"toy": responder}, limits) as server:
+        silent = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(4)]
+        silent[0].sendall(b"POST / HTTP/1.1\r\nHost: local")
+        for connection in silent:
+            with connection:
+                assert connection.recv(4096) == b""
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as kept:
+            kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            data = b""
+            while b"ok" not in data:
+                data += kept.recv(4096)
+            kept.sendall(b"G")  # ends uvicorn's own count of idle seconds
+            assert kept.recv(4096) == b""
+
+
+def test_answers_may_take_longer_than_requests(responder, slowly):
+    with running({"toy": responder}, Limits(read_s=0.3)) as server:
+        begin_s = time.monotonic()
+        assert server.ask(QUESTION, **{**ENDLESS, "max_tokens": 60})[0] == 200
+        assert time.monotonic() - begin_s > 0.6
+
+
+def test_half_a_body_is_not_passed_on():
+    passed = []
+
+    async def app(scope, receive, send):
+        passed.append(await receive())
+
+    messages = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b'{"prompt": "x"}', "more_body": True},
+    ]
+
+    async def receive():
+        return messages.pop()
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(app, Limits(), None)(scope, receive, passed.append))
+    assert passed == []
+
+
 def test_slow_writers_are_let_go(responder):
     with running({"toy": responder}, Limits(read_s=0.3)) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
@@ -382,11 +479,19 @@ def test_load_with_faults(server):
 def test_memory_stays_where_it_is_under_load(server):
     """Some hundred answers and cut connections after a warm-up: the process has not grown."""
 
+    def ask_until_let_in():
+        while (status := server.ask(QUESTION, **GREEDY)[0]) == 429:
+            time.sleep(0.02)
+        return status
+
+    def leave():
+        server.open_stream(QUESTION, **ENDLESS).close()
+        return 200
+
     def round_of_clients():
         with ThreadPoolExecutor(8) as clients:
-            for _ in range(60):
-                clients.submit(server.ask, QUESTION, **GREEDY)
-                clients.submit(lambda: server.open_stream(QUESTION, **ENDLESS).close())
+            begun = [clients.submit(act) for _ in range(60) for act in (ask_until_let_in, leave)]
+            assert {done.result(timeout=120) for done in begun} == {200}
         wait_until(lambda: is_idle(server))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -403,17 +508,19 @@ def test_memory_stays_where_it_is_under_load(server):
 
 def test_other_addresses_need_a_key():
     for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
-        with pytest.raises(UserError, match=r"other machines.*MEDSFT_API_KEY.*127\.0\.0\.1"):
-            read_key(host, {"MEDSFT_API_KEY": ""})
-        assert read_key(host, {"MEDSFT_API_KEY": "abc"}) == "abc"
+        with pytest.raises(UserError, match=r"other machines.*MEDSFT_SERVE_KEY.*127\.0\.0\.1"):
+            read_key(host, {"MEDSFT_SERVE_KEY": ""})
+        assert read_key(host, {"MEDSFT_SERVE_KEY": "abc"}) == "abc"
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         assert read_key(host, {}) is None
     with pytest.raises(UserError, match="no blank"):
-        read_key("127.0.0.1", {"MEDSFT_API_KEY": "a b"})
+        read_key("127.0.0.1", {"MEDSFT_SERVE_KEY": "a b"})
 
 
 def test_names_and_ports():
     assert names_of([Path("runs/a"), Path("models/b"), Path("models/a")]) == ["a", "b", "a-2"]
+    same = [Path("a/m"), Path("b/m"), Path("c/m-2"), Path("d/m-2"), Path("e/m")]
+    assert names_of(same) == ["m", "m-3", "m-2", "m-2-2", "m-4"]
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(UserError, match="Give another --port"),

@@ -242,6 +242,33 @@ class TestReview:
         review = review_files([source], tmp_path / "k.jsonl", tmp_path / "r.jsonl", ReviewSettings())
         assert review.rejected == {"unreadable": 2}
 
+    def test_lone_surrogates_are_written_as_they_were_read(self, tmp_path):
+        lines = [
+            r'{"prompt": "甲？", "response": "乙。", "note": "\ud800"}',
+            r'{"prompt": "丙？", "response": "丁\ud800。"}',
+            r'{"prompt": "戊？", "response": "己。"}',
+        ]
+        source = tmp_path / "in.jsonl"
+        source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        arguments = ["data", "check", "--file", str(source), "--output", str(tmp_path / "k.jsonl")]
+        assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+        kept = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text("utf-8").splitlines()]
+        rejects = (tmp_path / "k.rejects.jsonl").read_text("utf-8").splitlines()
+        assert kept == [json.loads(lines[0]), json.loads(lines[2])]
+        assert [json.loads(line)["record"] for line in rejects] == [json.loads(lines[1])]
+        assert "戊" in (tmp_path / "k.jsonl").read_text("utf-8")
+
+    @pytest.mark.parametrize("name", ["graph.jsonl", "kept.rejects.jsonl"])
+    def test_the_graph_is_not_replaced(self, tmp_path, name):
+        source = write(tmp_path / "in.jsonl", ("甲？", "乙。"))
+        graph = tmp_path / name
+        graph.write_bytes(COMMON_GRAPH.read_bytes())
+        output = graph if name == "graph.jsonl" else tmp_path / "kept.jsonl"
+        arguments = ["data", "check", "--file", str(source), "--output", str(output), "--graph", str(graph)]
+        found = CliRunner().invoke(app, arguments)
+        assert isinstance(found.exception, UserError) and "one of the inputs" in str(found.exception)
+        assert graph.read_bytes() == COMMON_GRAPH.read_bytes()
+
     def test_length_outliers(self, tmp_path):
         usual = [(f"{number}的症状是什么呢？", f"{number}的症状是头痛和发热。") for number in range(50)]
         review, _, rejects = self.run(tmp_path, *usual, ("甲？", "".join(map(str, range(1000)))))

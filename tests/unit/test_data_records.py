@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medsft.data.files import expand_files
+from medsft.data.files import BadRecord, expand_files
 from medsft.data.records import BadLine, Columns, Example, read_files
 from medsft.errors import UserError
 
@@ -283,3 +283,8 @@ def test_a_gbk_header_says_how_to_convert(tmp_path):
     path.write_bytes("问题,回答\n头痛,休息\n".encode("gbk"))
     with pytest.raises(UserError, match=r"header.*excel\.csv is not UTF-8.*GBK.*iconv"):
         read_files([path])
+
+
+def test_a_bad_record_says_what_is_wrong():
+    assert str(BadRecord("no answer")) == "no answer"
+    assert str(BadRecord("no answer", "column a")) == "no answer (column a)"

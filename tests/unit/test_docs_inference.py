@@ -67,7 +67,7 @@ def test_limits_of_the_server():
         assert int(cell) == value == known[flag].default
     assert int(shown["messages in a conversation"]) == limits.max_messages
     assert int(shown["bytes of a request"]) == limits.max_body_bytes
-    assert float(shown["seconds for a request to arrive"]) == limits.read_s
+    assert float(shown["seconds for a request's head to arrive, then for its body"]) == limits.read_s
     assert float(shown["seconds for a client to take what it is sent"]) == limits.write_s
     assert int(shown["connections"]) == limits.max_connections
     assert len(shown) == len(fields(Limits))

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 from medsft.cli import app
 from medsft.data.records import read_files
 from medsft.errors import UserError
-from medsft.knowledge.graph import COMMON_GRAPH, Entity, Graph, read_graph
+from medsft.knowledge.distinctive import DISTINCTIVE_SYMPTOMS
+from medsft.knowledge.graph import COMMON_GRAPH, SAMPLE_GRAPH, Entity, Graph, read_graph
 from medsft.knowledge.mentions import Names
 from medsft.knowledge.pairs import KINDS, make_pairs
-from medsft.knowledge.relations import DEPARTMENT, DRUGS, SYMPTOMS
-from medsft.knowledge.split import part_of, split_graph, split_pairs
+from medsft.knowledge.relations import BODY_PART, DEPARTMENT, DRUGS, SYMPTOMS
+from medsft.knowledge.split import part_of, split_graph, split_pairs, write_split
 from medsft.knowledge.templates import load_templates
 
 TEMPLATES = load_templates()
@@ -48,6 +49,7 @@ class TestCommonGraph:
         arguments = ["data", "build", "--graph", str(COMMON_GRAPH), "--output", str(tmp_path / "p.jsonl")]
         assert CliRunner().invoke(app, arguments).exit_code == 0
         card = (tmp_path / "p.card.md").read_text(encoding="utf-8")
+        assert "| largest number of pairs | no limit |" in card
         assert "no medical advice" in card and "不构成医疗建议" in card and "249 entities" in card
         assert re.search(r"\| graph: common\.jsonl \| [0-9a-f]{64} \|", card)
 
@@ -68,18 +70,22 @@ def test_yes_is_what_the_graph_says_and_no_is_not():
         assert bool(asked) == is_yes, pair
         assert pair.answer.startswith(("会，", "是的", "对，")) == is_yes, pair
         seen[is_yes] += 1
-    assert seen[True] > 100 and seen[False] > 100
+    assert seen[True] > 100 and seen[False] > 25
+
+
+def denials(some: Graph):
+    return [pair for pair in pairs_of("yes_no", some) if len(pair.entities) == 2]
 
 
 def test_a_negative_comes_from_a_disease_that_is_easily_confused():
     alike = graph(
-        ("甲病", {SYMPTOMS: ("恶心", "头痛"), DEPARTMENT: ("甲科",)}),
-        ("乙病", {SYMPTOMS: ("恶心", "腹痛"), DEPARTMENT: ("乙科",)}),
-        ("丙病", {SYMPTOMS: ("耳鸣",), DEPARTMENT: ("丙科",)}),
+        ("甲病", {SYMPTOMS: ("恶心", "头痛"), DEPARTMENT: ("甲科",), BODY_PART: ("脑",)}),
+        ("乙病", {SYMPTOMS: ("恶心", "方颅", "腹痛"), DEPARTMENT: ("乙科",), BODY_PART: ("骨骼",)}),
+        ("丙病", {SYMPTOMS: ("耳鸣", "鸡胸"), DEPARTMENT: ("丙科",), BODY_PART: ("内耳",)}),
     )
-    questions = {pair.question for pair in pairs_of("yes_no", alike) if "一般不" in pair.answer}
-    assert any("甲病" in question and "腹痛" in question for question in questions)
-    assert not any("丙病" in question or "耳鸣" in question for question in questions)
+    questions = {pair.question for pair in denials(alike)}
+    assert any("甲病" in question and "方颅" in question for question in questions)
+    assert not any(word in question for question in questions for word in ("丙病", "鸡胸", "腹痛"))
 
 
 @pytest.mark.parametrize(
@@ -87,17 +93,31 @@ def test_a_negative_comes_from_a_disease_that_is_easily_confused():
     [
         {"相关疾病": ("甲病",)},
         {DEPARTMENT: ("甲科",)},
-        {SYMPTOMS: ("恶心", "剧烈头痛")},
+        {DEPARTMENT: ()},
+        {BODY_PART: ("脑",)},
+        {BODY_PART: ("脑膜",)},
+        {BODY_PART: ()},
+        {SYMPTOMS: ("恶心", "剧烈头痛", "腹痛", "扁桃体红肿")},
     ],
-    ids=["related", "same department", "a value much like its own"],
-)
+    ids=[
+        "related", "same department", "no department", "same part", "part of it", "no part", "common",
+    ],
+)  # fmt: skip
 def test_what_may_be_true_is_never_denied(change):
-    other = {SYMPTOMS: ("恶心", "腹痛"), DEPARTMENT: ("乙科",), **change}
-    some = graph(("甲病", {SYMPTOMS: ("恶心", "头痛"), DEPARTMENT: ("甲科",)}), ("乙病", other))
-    denied = [
-        pair for pair in pairs_of("yes_no", some) if "一般不" in pair.answer and "甲病" in pair.question
-    ]
-    assert not [pair for pair in denied if SYMPTOMS in pair.relations]
+    other = {SYMPTOMS: ("恶心", "方颅"), DEPARTMENT: ("乙科",), BODY_PART: ("骨骼",), **change}
+    own = {SYMPTOMS: ("恶心", "头痛"), DEPARTMENT: ("甲科",), BODY_PART: ("脑",)}
+    some = graph(("甲病", own), ("乙病", {name: values for name, values in other.items() if values}))
+    assert not [pair for pair in denials(some) if "甲病" in pair.question]
+
+
+@pytest.mark.parametrize("file", [COMMON_GRAPH, SAMPLE_GRAPH])
+def test_only_distinctive_symptoms_are_denied(file):
+    denied = denials(read_graph([file]))
+    assert denied
+    for pair in denied:
+        assert pair.relations == (SYMPTOMS,), pair
+        assert any(symptom in pair.question for symptom in DISTINCTIVE_SYMPTOMS), pair
+        assert not re.search("科|扁桃体红肿|水肿", pair.question), pair
 
 
 def test_two_diseases_are_told_apart_by_what_only_one_has():
@@ -186,13 +206,45 @@ class TestSplit:
         done = CliRunner().invoke(app, [*arguments, "--kinds", "single"])
         assert done.exit_code == 0
         assert sorted(path.name for path in out.iterdir()) == [
-            "README.md", "recall.jsonl", "test.jsonl", "train.jsonl", "validation.jsonl",
+            "recall.jsonl", "split.card.md", "test.jsonl", "train.jsonl", "validation.jsonl",
         ]  # fmt: skip
         assert not read_files([out / "train.jsonl"]).bad
-        assert f"{done.stdout.split('train: ')[1].split()[0]} pairs" in (out / "README.md").read_text("utf-8")
+        assert f"{done.stdout.split('train: ')[1].split()[0]} pairs" in (out / "split.card.md").read_text(
+            "utf-8"
+        )
         record = json.loads((out / "recall.jsonl").read_text("utf-8").splitlines()[0])
         assert record["provenance"]["seed"] == 3
         assert isinstance(CliRunner().invoke(app, [*arguments, "--shares", "a,b"]).exception, UserError)
+
+    def test_a_second_split_leaves_nothing_of_the_first(self, tmp_path):
+        write_split([SAMPLE_GRAPH], tmp_path, (0.6, 0.2, 0.2), kinds=["single"])
+        (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+        write_split([SAMPLE_GRAPH], tmp_path, (0.8, 0.0, 0.2), kinds=["single"])
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "README.md", "recall.jsonl", "split.card.md", "test.jsonl", "train.jsonl",
+        ]  # fmt: skip
+        assert (tmp_path / "README.md").read_text("utf-8") == "mine"
+
+    @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "split.card.md"])
+    def test_files_that_are_no_split_are_not_replaced(self, tmp_path, name):
+        (tmp_path / name).write_text("mine\n", encoding="utf-8")
+        with pytest.raises(UserError, match=rf"holds {name}"):
+            write_split([SAMPLE_GRAPH], tmp_path, kinds=["single"])
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text("utf-8") == "mine\n"
+
+    def test_a_part_that_the_card_does_not_list_is_not_replaced(self, tmp_path):
+        write_split([SAMPLE_GRAPH], tmp_path, (0.8, 0.0, 0.2), kinds=["single"])
+        (tmp_path / "validation.jsonl").write_text("mine\n", encoding="utf-8")
+        with pytest.raises(UserError, match=r"holds validation\.jsonl"):
+            write_split([SAMPLE_GRAPH], tmp_path, (0.6, 0.2, 0.2), kinds=["single"])
+
+    def test_the_graph_is_not_replaced(self, tmp_path):
+        write_split([SAMPLE_GRAPH], tmp_path, kinds=["single"])
+        (tmp_path / "train.jsonl").write_bytes(SAMPLE_GRAPH.read_bytes())
+        with pytest.raises(UserError, match="one of the inputs"):
+            write_split([tmp_path], tmp_path, kinds=["single"], max_bad_share=1.0)
+        assert (tmp_path / "train.jsonl").read_bytes() == SAMPLE_GRAPH.read_bytes()
 
 
 def test_names_are_found_as_wholes():

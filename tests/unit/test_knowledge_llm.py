@@ -16,7 +16,7 @@ from medsft.data.records import read_files
 from medsft.errors import UserError
 from medsft.knowledge.graph import SAMPLE_GRAPH, Graph, read_graph
 from medsft.knowledge.llm.cache import ReplyCache, request_key
-from medsft.knowledge.llm.client import Endpoint, _Pace, api_key
+from medsft.knowledge.llm.client import Endpoint, _Pace, api_key, without_secrets
 from medsft.knowledge.llm.generate import Sampling, ask_missing, collect, estimate, make_tasks
 from medsft.knowledge.llm.prompts import load_prompts
 from medsft.knowledge.llm.replies import parse_reply
@@ -58,6 +58,8 @@ class Server:
                     return self._send(429, {"error": {"message": "slow down"}}, {"retry-after-ms": "5"})
                 if what == "500":
                     return self._send(500, {"error": {"message": "oops"}}, {"retry-after-ms": "5"})
+                if what in ("400", "422"):
+                    return self._send(int(what), {"error": {"message": "filtered"}})
                 if what == "404":
                     return self._send(404, {"error": {"message": "no such model"}})
                 name = prompt.split("关于“")[1].split("”")[0]
@@ -180,6 +182,33 @@ def test_what_no_repetition_mends_stops_at_once(serve, tmp_path, key, fault, sai
     assert server.attempts.total() <= 4
 
 
+@pytest.mark.parametrize("status", ["400", "422"])
+def test_a_refused_prompt_is_rejected_and_not_asked_again(serve, tmp_path, status):
+    # With one request at a time the first attempt of all is the first request, before any has worked.
+    server = serve(lambda attempt: status if server.attempts.total() == 1 else None)
+    tasks = make_tasks(FEW, PROMPTS, SAMPLING)
+    cache = ReplyCache(tmp_path / "c.jsonl")
+    ask_missing(tasks, cache, endpoint(server, concurrency=1), KEY)
+    assert [bool(cache.get(task.key)) for task in tasks] == [False, True, True, True]
+    cache = ReplyCache(tmp_path / "c.jsonl")
+    ask_missing(tasks, cache, endpoint(server), KEY)
+    assert server.attempts.total() == 4
+    _, summary = collect(tasks, cache, SAMPLE, load_templates())
+    (reason,) = [reason for reason in summary.rejected if reason.startswith(f"request refused ({status} ")]
+    assert summary.rejected[reason] == 1 and summary.num_replies == 3
+
+
+@pytest.mark.parametrize("num_tasks", [1, 4])
+def test_an_endpoint_that_refuses_everything_stops_the_set(serve, tmp_path, num_tasks):
+    server = serve(lambda attempt: "400")
+    tasks = make_tasks(FEW, PROMPTS, SAMPLING)[:num_tasks]
+    cache = ReplyCache(tmp_path / "c.jsonl")
+    with pytest.raises(UserError, match=r"refuses the request \(400"):
+        ask_missing(tasks, cache, endpoint(server, concurrency=1), KEY)
+    assert server.attempts.total() == min(num_tasks, 3)
+    assert not any(cache.is_settled(task.key) for task in tasks)
+
+
 def test_no_network(tmp_path):
     nowhere = Endpoint("http://127.0.0.1:9/v1", max_retries=0, requests_per_minute=60_000)
     with pytest.raises(UserError, match=r"4 of 4 requests .* \(4 × APIConnectionError\)"):
@@ -188,9 +217,10 @@ def test_no_network(tmp_path):
 
 def test_the_key_comes_from_the_environment():
     assert api_key({"OPENAI_API_KEY": "a"}) == "a"
-    assert api_key({"OPENAI_API_KEY": "a", "MEDSFT_API_KEY": "b"}) == "b"
-    with pytest.raises(UserError, match="set MEDSFT_API_KEY"):
-        api_key({"MEDSFT_API_KEY": ""})
+    assert api_key({"OPENAI_API_KEY": "a", "MEDSFT_LLM_KEY": "b"}) == "b"
+    assert without_secrets("https://u:pw@h:8/v1?key=x") == "https://h:8/v1"
+    with pytest.raises(UserError, match="set MEDSFT_LLM_KEY"):
+        api_key({"MEDSFT_LLM_KEY": ""})
 
 
 def test_requests_are_spread_evenly(monkeypatch):
@@ -263,6 +293,7 @@ def test_keys_depend_on_everything_that_is_sent():
         ("system: x\nforms: {}", "names with texts"),
         ("system: x\nforms: {a: '{entity}'}", "form a must hold"),
         ("system: x\nforms: {a: '{entity'}", "stray brace"),
+        ("system: x\nforms: {a: ['{entity} {knowledge} {count}']}", "form a must be a text; it is a list"),
         ("system: [", "cannot be read as YAML"),
     ],
 )
@@ -275,7 +306,7 @@ def test_prompt_files(tmp_path, text, said):
 
 
 def test_command(serve, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDSFT_API_KEY", KEY)
+    monkeypatch.setenv("MEDSFT_LLM_KEY", KEY)
     server = serve(lambda attempt: "429" if attempt == 1 else None)
     out = tmp_path / "生成 的.jsonl"
     arguments = ["data", "generate", "--graph", str(SAMPLE_GRAPH), "--output", str(out), "--model", "toy"]
@@ -294,6 +325,9 @@ def test_command(serve, tmp_path, monkeypatch):
     assert record["provenance"]["model"] == "toy" and record["provenance"]["template"] == "prompt facts"
     everything = "".join(path.read_text("utf-8") for path in Path(tmp_path).iterdir())
     assert KEY not in everything and "no medical advice" in everything
+    card = out.with_suffix(".card.md").read_text("utf-8")
+    assert "| prompt forms | facts |" in card and "| largest number of entities | 3 |" in card
+    assert f"| endpoint | {server.url} |" in card
     before = out.read_bytes()
     CliRunner().invoke(app, [*arguments, "--yes"], catch_exceptions=False)
     assert out.read_bytes() == before

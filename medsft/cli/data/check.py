@@ -35,6 +35,7 @@ def check(
     from medsft.data.check.report import write_report
     from medsft.data.check.review import ReviewSettings, review_files, settings_as_text
     from medsft.data.files import expand_files
+    from medsft.data.writing import check_output
     from medsft.errors import UserError
     from medsft.knowledge.facts import FactCheck
     from medsft.knowledge.graph import read_graph
@@ -53,6 +54,8 @@ def check(
     )
     paths = expand_files(file)
     rejects = output.with_name(f"{output.stem}.rejects.jsonl")
+    for path in (output, rejects):
+        check_output(path, expand_files(graph) if graph else ())
     with byte_progress("checking", 2 * sum(path.stat().st_size for path in paths)) as report_bytes:
         review = review_files(paths, output, rejects, settings, report_bytes)
     report, page = write_report(output, review, settings_as_text(settings, paths))

@@ -45,14 +45,15 @@ def generate(
     max_bad_share: MaxBadShareOption = 0.01,
     seed: SeedOption = 0,
 ) -> None:
-    """Have a language model write pairs from a graph's facts; the key comes from MEDSFT_API_KEY."""
+    """Have a language model write pairs from a graph's facts; the key comes from MEDSFT_LLM_KEY."""
     from dataclasses import replace
 
     from medsft.cli.progress import progress
+    from medsft.data.files import expand_files
     from medsft.data.writing import check_output
     from medsft.knowledge.graph import read_graph
     from medsft.knowledge.llm.cache import ReplyCache
-    from medsft.knowledge.llm.client import Endpoint, api_key
+    from medsft.knowledge.llm.client import Endpoint, api_key, without_secrets
     from medsft.knowledge.llm.generate import (
         Sampling,
         ask_missing,
@@ -64,7 +65,7 @@ def generate(
     from medsft.knowledge.llm.prompts import DEFAULT_PROMPTS, load_prompts
     from medsft.knowledge.templates import load_templates
 
-    check_output(output, graph)
+    check_output(output, expand_files(graph))
     read = read_graph(graph, max_bad_share)
     read = replace(read, entities=read.entities[:max_entities])
     prompts_file = prompts or DEFAULT_PROMPTS
@@ -88,5 +89,10 @@ def generate(
         pairs, summary = collect(tasks, replies, read, load_templates())
     finally:
         replies.close()
-    write_generated(output, pairs, summary, sampling, graph, prompts_file)
+    settings = {
+        "prompt forms": ", ".join(chosen.forms),
+        "endpoint": without_secrets(base_url),
+        "largest number of entities": "no limit" if max_entities is None else max_entities,
+    }
+    write_generated(output, pairs, summary, sampling, graph, prompts_file, settings)
     typer.echo(f"{summary.describe()}: {output}")

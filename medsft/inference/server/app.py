@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medsft.errors import UserError
 from medsft.inference.server import forms
-from medsft.inference.server.engine import Busy
+from medsft.inference.server.engine import Busy, Stopped
 from medsft.inference.server.generation import Generation, Served, begin
 from medsft.inference.server.limits import Guard, Limits, error_response
 from medsft.inference.server.metrics import Metrics
@@ -70,6 +70,10 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
     async def busy(request: Request, error: Busy) -> Response:
         message = f"{limits.max_waiting} requests are waiting already; try again later"
         return error_response(429, message, {"Retry-After": "5"})
+
+    @app.exception_handler(Stopped)
+    async def stopped(request: Request, error: Stopped) -> Response:
+        return error_response(503, str(error))
 
     @app.exception_handler(HTTPException)
     async def no_such_thing(request: Request, error: HTTPException) -> Response:

@@ -22,6 +22,10 @@ class Busy(Exception):
     """As many requests as may wait are waiting."""
 
 
+class Stopped(RuntimeError):
+    """The decoding thread has ended, or is about to."""
+
+
 @dataclass(eq=False)
 class Ticket:
     """One request: its place in the queue, then its row.
@@ -102,8 +106,10 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, ticket: Ticket) -> None:
-        """Puts a request in line. Raises Busy when the line is as long as it may be."""
+        """Puts a request in line. Raises Busy when the line is full, and Stopped after the thread's end."""
         with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise Stopped("the server was stopped")
             num_free = max(0, self._max_rows - len(self._running))
             if len(self._waiting) >= self._max_waiting + num_free:
                 raise Busy
@@ -123,48 +129,63 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join()
-        left = [*self._running.values(), *(self._waiting.take() for _ in range(len(self._waiting)))]
-        self._running.clear()
-        for ticket in left:
-            ticket.deliver(RuntimeError("the server was stopped"))
 
     def _run(self) -> None:
-        decoder = Decoder(self._model)
-        while True:
+        try:
+            decoder = Decoder(self._model)
+            while self._has_work():
+                try:
+                    self._advance(decoder)
+                except Exception as error:
+                    # Out of memory, mostly. What the rows had in common is lost; later requests start afresh.
+                    logger.exception("generation failed")
+                    self._fail_running(error)
+                    decoder = Decoder(self._model)
+        finally:  # whatever ended the thread, nobody waits for it in vain
             with self._changed:
-                while not (self._closing or self._waiting or self._running):
-                    self._changed.wait()
-                if self._closing:
-                    return
-                gone = [row for row, ticket in self._running.items() if ticket.cancelled]
-                has_room = len(self._running) - len(gone) < self._max_rows
-                # One a step: those who are being answered wait for one prompt at most.
-                entering = self._waiting.take() if has_room and self._waiting else None
-            decoder.leave(gone)
-            for row in gone:
-                del self._running[row]
-            if entering is not None:
-                self._enter(decoder, entering)
-            try:
-                for row in decoder.step():
-                    self._tell(row, self._running[row])
-            except Exception as error:
-                # Out of memory, mostly. What the rows had in common is lost; later requests start afresh.
-                logger.exception("generation failed")
-                for ticket in self._running.values():
-                    ticket.deliver(error)
-                self._running.clear()
-                decoder = Decoder(self._model)
+                self._closing = True
+                left = [self._waiting.take() for _ in range(len(self._waiting))]
+            error = Stopped("the server was stopped")
+            self._fail_running(error)
+            for ticket in left:
+                _fail(ticket, error)
+
+    def _has_work(self) -> bool:
+        """Waits for something to do; False when the engine is to close."""
+        with self._changed:
+            while not (self._closing or self._waiting or self._running):
+                self._changed.wait()
+            return not self._closing
+
+    def _advance(self, decoder: Decoder) -> None:
+        """Those who left go, one request enters, and every answer gets a token."""
+        gone = [row for row, ticket in self._running.items() if ticket.cancelled]
+        decoder.leave(gone)
+        for row in gone:
+            del self._running[row]
+        with self._changed:
+            has_room = len(self._running) < self._max_rows
+            # One a step: those who are being answered wait for one prompt at most.
+            entering = self._waiting.take() if has_room and self._waiting else None
+        if entering is not None:
+            self._enter(decoder, entering)
+        for row in decoder.step():
+            self._tell(row, self._running[row])
 
     def _enter(self, decoder: Decoder, ticket: Ticket) -> None:
         try:
             row = decoder.add(ticket.prompt_ids, ticket.sampling)
         except Exception as error:  # of this prompt alone: the other rows are as they were
             logger.exception("a prompt of %d tokens failed", len(ticket.prompt_ids))
-            ticket.deliver(error)
+            _fail(ticket, error)
             return
         self._running[row] = ticket
         self._tell(row, ticket)
+
+    def _fail_running(self, error: Exception) -> None:
+        for ticket in self._running.values():
+            _fail(ticket, error)
+        self._running.clear()
 
     def _tell(self, row: Row, ticket: Ticket) -> None:
         for token in row.answer_ids[ticket.num_told :]:
@@ -173,3 +194,11 @@ class Engine:
         if row.finish is not None:
             del self._running[row]
             ticket.deliver(row.finish)
+
+
+def _fail(ticket: Ticket, error: Exception) -> None:
+    """Tells it to this request; when even that fails, the others shall still be told."""
+    try:
+        ticket.deliver(error)
+    except Exception:
+        logger.exception("a client could not be told: %s", error)

@@ -22,8 +22,8 @@ class Limits:
 
     max_body_bytes: of a request. max_new_tokens: of an answer. max_messages: turns of a conversation.
     max_rows: answers decoded side by side, for each model. max_waiting: requests in line behind them, for
-    each model. read_s: for a request's body to arrive. write_s: for a client to take what it is sent.
-    max_connections: open at once.
+    each model. read_s: for a request's head to arrive, and as long again for its body. write_s: for a client
+    to take what it is sent. max_connections: open at once.
     """
 
     max_body_bytes: int = 262_144
@@ -38,10 +38,18 @@ class Limits:
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as OpenAI's clients understand it."""
-    kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
+    kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
     kind = kinds.get(status, "invalid_request_error")
     content = {"error": {"message": message, "type": kind, "param": None, "code": None}}
     return JSONResponse(content, status, headers)
+
+
+class _TooLarge(Exception):
+    """A body beyond the limit."""
+
+
+class _ClientLeft(Exception):
+    """A connection that was closed before the body was complete."""
 
 
 class Guard:
@@ -70,10 +78,12 @@ class Guard:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             refusal = self._refusal(scope, headers)
             body = b"" if refusal else await self._body(receive)
-            if body is None:
-                refusal = _too_large(self._limits)
+        except _ClientLeft:
+            return
+        except _TooLarge:
+            refusal = _too_large(self._limits)
         except TimeoutError:
-            refusal = error_response(408, f"the request did not arrive in {self._limits.read_s:g} s")
+            refusal = error_response(408, f"the request's body did not arrive in {self._limits.read_s:g} s")
         if refusal is not None:
             await refusal(scope, receive, send_in_time)
             return
@@ -101,15 +111,17 @@ class Guard:
             return _too_large(self._limits)
         return None
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body, or None when it is too large. Raises TimeoutError."""
+    async def _body(self, receive: Receive) -> bytes:
+        """The whole body. Raises _TooLarge, _ClientLeft and TimeoutError."""
         body = bytearray()
         async with asyncio.timeout(self._limits.read_s):
             while True:
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientLeft
                 body += message.get("body", b"")
                 if len(body) > self._limits.max_body_bytes:
-                    return None
+                    raise _TooLarge
                 if not message.get("more_body", False):
                     return bytes(body)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import uvicorn
@@ -13,11 +15,12 @@ from starlette.types import ASGIApp
 from medsft.errors import UserError
 from medsft.inference.responder import Responder
 from medsft.inference.server.app import make_app
+from medsft.inference.server.connection import Connection
 from medsft.inference.server.engine import Engine
 from medsft.inference.server.generation import Served
 from medsft.inference.server.limits import Limits
 
-KEY_VARIABLE = "MEDSFT_API_KEY"
+KEY_VARIABLE = "MEDSFT_SERVE_KEY"
 
 
 def read_key(host: str, environment: Mapping[str, str]) -> str | None:
@@ -46,9 +49,13 @@ def is_loopback(host: str) -> bool:
 
 def names_of(folders: Sequence[Path]) -> list[str]:
     """What clients call the models: the folders' last names, told apart where they are the same."""
-    names = [folder.resolve().name for folder in folders]
-    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
-    return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
+    own = [folder.resolve().name for folder in folders]
+    names: list[str] = []
+    for place, name in enumerate(own):
+        numbered = (f"{name}-{number}" for number in count(2))
+        free = (each for each in numbered if each not in own and each not in names)
+        names.append(next(free) if name in own[:place] else name)
+    return names
 
 
 def check_port(host: str, port: int) -> None:
@@ -77,6 +84,7 @@ def make_server(app: ASGIApp, host: str, port: int, limits: Limits) -> uvicorn.S
     """A server that is not running yet."""
     config = uvicorn.Config(
         app,
+        http=partial(Connection, limits.read_s),
         host=host,
         port=port,
         log_level="warning",

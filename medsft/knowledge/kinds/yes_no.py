@@ -1,19 +1,21 @@
 """Yes or no: 偏头痛会出现畏光吗？ The hard ones ask for what a disease much alike has.
 
-A graph does not hold all that is true, so that something it lacks is no proof of "no". A negative is taken
-only from a disease that shares a symptom, is not related, is treated elsewhere, and is the only one in the
-graph that has the value.
+A graph does not hold all that is true, so that something it lacks is no proof of "no". Only symptoms are
+denied, and only those that `distinctive` lists: no rule about graphs alone was found that never denies what
+is true. Besides, the disease that the symptom is taken from shares another symptom, is not related, is
+treated elsewhere, sits in another body part (both known), and is the only one in the graph to have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from medsft.knowledge.choice import Chooser
+from medsft.knowledge.distinctive import DISTINCTIVE_SYMPTOMS
 from medsft.knowledge.graph import Entity, Graph
 from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
-from medsft.knowledge.relations import DEPARTMENT
+from medsft.knowledge.relations import BODY_PART, DEPARTMENT, SYMPTOMS
 from medsft.knowledge.templates import RelationTemplates, Templates
 from medsft.knowledge.wording import joined
 
@@ -41,18 +43,28 @@ def yes_no(graph: Graph, templates: Templates, choose: Chooser, count: int) -> I
 
 
 def _negatives(entity: Entity, relation: str, neighbourhood: Neighbourhood) -> Iterator[tuple[str, Entity]]:
+    if relation != SYMPTOMS:
+        return
     own = neighbourhood.facts[entity.name]
-    everything = [value for values in own.values() for value in values] + [entity.name]
+    known = [value for values in own.values() for value in values] + [entity.name]
     related = {other.name for other in neighbourhood.related(entity)}
     for donor in neighbourhood.alike(entity):
         facts = neighbourhood.facts[donor.name]
-        if donor.name in related or set(facts.get(DEPARTMENT, ())) & set(own.get(DEPARTMENT, ())):
+        is_elsewhere = all(
+            _are_apart(own.get(where, ()), facts.get(where, ())) for where in (BODY_PART, DEPARTMENT)
+        )
+        if donor.name in related or not is_elsewhere:
             continue
         for value in facts.get(relation, ()):
-            is_only_there = len(neighbourhood.holders[relation, value]) == 1 or relation == DEPARTMENT
+            is_only_there = len(neighbourhood.holders[relation, value]) == 1
             # A value that is part of one of its own, or the other way round, may be true under another name.
-            if is_only_there and not any(value in known or known in value for known in everything):
+            if value in DISTINCTIVE_SYMPTOMS and is_only_there and _are_apart([value], known):
                 yield value, donor
+
+
+def _are_apart(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether both are known and no name of one is, or is part of, a name of the other."""
+    return bool(some and others) and not any(one in other or other in one for one in some for other in others)
 
 
 def _asked(

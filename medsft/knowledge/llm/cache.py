@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class ReplyCache:
         """Raises `UserError` where the file cannot be read or written."""
         self._path = path
         self._replies: dict[str, str] = {}
+        self._refusals: dict[str, str] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -37,7 +39,10 @@ class ReplyCache:
         for line in self._path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-                self._replies[entry["key"]] = entry["reply"]
+                if "refused" in entry:
+                    self._refusals[entry["key"]] = entry["refused"]
+                else:
+                    self._replies[entry["key"]] = entry["reply"]
             except (ValueError, KeyError, TypeError):
                 continue
 
@@ -45,11 +50,31 @@ class ReplyCache:
         """The reply, if there is one."""
         return self._replies.get(key)
 
+    def refusal(self, key: str) -> str | None:
+        """Why the endpoint refused the request, if it did."""
+        return self._refusals.get(key)
+
+    def is_settled(self, key: str) -> bool:
+        """Whether the request needs not be sent again."""
+        return key in self._replies or key in self._refusals
+
     def put(self, key: str, reply: str) -> None:
         """Keeps a reply, on the disk before this returns. Raises `UserError` when there is no room."""
         self._replies[key] = reply
+        self._append({"key": key, "reply": reply})
+
+    def put_refusal(self, key: str, reason: str) -> None:
+        """Keeps that a request was refused, as `put` keeps a reply."""
+        self._refusals[key] = reason
+        self._append({"key": key, "refused": reason})
+
+    def _append(self, entry: Mapping[str, str]) -> None:
         try:
-            self._file.write(json.dumps({"key": key, "reply": reply}, ensure_ascii=False).encode() + b"\n")
+            try:
+                line = json.dumps(entry, ensure_ascii=False).encode()
+            except UnicodeEncodeError:  # a lone surrogate
+                line = json.dumps(entry).encode()
+            self._file.write(line + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

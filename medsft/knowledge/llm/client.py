@@ -7,11 +7,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from medsft.errors import UserError
 
-KEY_VARIABLES = ("MEDSFT_API_KEY", "OPENAI_API_KEY")
+KEY_VARIABLES = ("MEDSFT_LLM_KEY", "OPENAI_API_KEY")
+"""Not the key that `medsft serve` asks of its clients: that one is sent to no other endpoint."""
+
 _GARBAGE_ATTEMPTS = 3
+_REFUSALS_TO_STOP = 3
 
 Request = dict[str, Any]
 
@@ -47,6 +51,12 @@ def api_key(environment: Mapping[str, str] = os.environ) -> str:
     )
 
 
+def without_secrets(url: str) -> str:
+    """The address without user, password and query, which can hold keys."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 class _Pace:
     """Spreads the starts of requests evenly."""
 
@@ -66,13 +76,50 @@ def ask_all(
     endpoint: Endpoint,
     key: str,
     on_reply: Callable[[str, str], None],
+    on_refusal: Callable[[str, str], None],
+    has_worked: bool = False,
 ) -> list[str]:
     """Sends (name, request) pairs and hands (name, reply) to `on_reply` as they come.
 
-    Returns what went wrong with each request that got no reply. Raises `UserError` at once for what no
-    repetition would mend: a wrong key, an unknown model or address, a request that is refused.
+    A request that the endpoint refuses for its content (400, 422) goes to `on_refusal` with the reason, once
+    another got a reply: in this call, or before it (`has_worked`). Returns what went wrong with each request
+    that got neither. Raises `UserError` at once for what no repetition would mend: a wrong key, an unknown
+    model or address (401, 403, 404), or the first few requests all refused.
     """
-    return asyncio.run(_ask_all(requests, endpoint, key, on_reply))
+    return asyncio.run(
+        _ask_all(requests, endpoint, key, on_reply, _Refusals(endpoint, on_refusal, has_worked))
+    )
+
+
+class _Refused(Exception):
+    """The endpoint will not answer this request, however often it is asked."""
+
+
+class _Refusals:
+    """Keeps refusals back until the endpoint is known to answer other requests."""
+
+    def __init__(self, endpoint: Endpoint, on_refusal: Callable[[str, str], None], has_worked: bool) -> None:
+        self._endpoint = endpoint
+        self._on_refusal = on_refusal
+        self._has_worked = has_worked
+        self._held: list[tuple[str, str]] = []
+
+    def add(self, name: str, reason: str) -> None:
+        self._held.append((name, reason))
+        if self._has_worked:
+            self.release()
+        elif len(self._held) >= _REFUSALS_TO_STOP:
+            self.stop_if_any()
+
+    def release(self) -> None:
+        self._has_worked = True
+        for name, reason in self._held:
+            self._on_refusal(name, reason)
+        self._held.clear()
+
+    def stop_if_any(self) -> None:
+        if self._held:
+            raise _refused(self._endpoint, self._held[-1][1])
 
 
 async def _ask_all(
@@ -80,6 +127,7 @@ async def _ask_all(
     endpoint: Endpoint,
     key: str,
     on_reply: Callable[[str, str], None],
+    refusals: _Refusals,
 ) -> list[str]:
     try:
         from openai import AsyncOpenAI
@@ -92,9 +140,14 @@ async def _ask_all(
     async def worker(client: AsyncOpenAI) -> None:
         for name, request in waiting:
             await pace.turn()
-            reply = await _ask(client, request, endpoint, failures)
+            try:
+                reply = await _ask(client, request, endpoint, failures)
+            except _Refused as refused:
+                refusals.add(name, str(refused))
+                continue
             if reply is not None:
                 on_reply(name, reply)
+                refusals.release()
 
     settings = {"max_retries": endpoint.max_retries, "timeout": endpoint.timeout_s}
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key=key, **settings) as client:
@@ -105,19 +158,22 @@ async def _ask_all(
             for task in workers:
                 task.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+    refusals.stop_if_any()
     return failures
+
+
+def _refused(endpoint: Endpoint, reason: str) -> UserError:
+    return UserError(
+        f"{endpoint.base_url} refuses the request ({reason}). Check the key in {KEY_VARIABLES[0]}, the "
+        "model's name and the address."
+    )
 
 
 async def _ask(client: Any, request: Request, endpoint: Endpoint, failures: list[str]) -> str | None:
     import openai
 
-    refused = (
-        openai.AuthenticationError,
-        openai.PermissionDeniedError,
-        openai.NotFoundError,
-        openai.BadRequestError,
-        openai.UnprocessableEntityError,
-    )
+    hopeless = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+    refused = (openai.BadRequestError, openai.UnprocessableEntityError)
     told = "no reply"
     for _ in range(_GARBAGE_ATTEMPTS):
         try:
@@ -126,11 +182,10 @@ async def _ask(client: Any, request: Request, endpoint: Endpoint, failures: list
             if isinstance(content, str) and content.strip():
                 return content
             told = "an empty reply"
+        except hopeless as error:
+            raise _refused(endpoint, f"{error.status_code} {type(error).__name__}") from error
         except refused as error:
-            raise UserError(
-                f"{endpoint.base_url} refuses the request ({error.status_code} {type(error).__name__}). "
-                f"Check the key in {KEY_VARIABLES[0]}, the model's name and the address."
-            ) from error
+            raise _Refused(f"{error.status_code} {type(error).__name__}") from error
         except openai.APIError as error:  # retried by the client already
             failures.append(type(error).__name__)
             return None

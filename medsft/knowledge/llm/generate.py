@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medsft.data.check.texts import CHECKS, first_fault
+from medsft.data.files import expand_files
 from medsft.data.records import Example
 from medsft.data.writing import check_output
 from medsft.errors import UserError
@@ -124,7 +126,7 @@ def estimate(
     prices: tuple[float, float] | None,
 ) -> Estimate:
     """`prices`: of a million tokens in and out."""
-    missing = [task for task in tasks if cache.get(task.key) is None]
+    missing = [task for task in tasks if not cache.is_settled(task.key)]
     characters = sum(len(message["content"]) for task in missing for message in task.request["messages"])
     tokens_in = round(characters * _TOKENS_A_CHARACTER)
     tokens_out = len(missing) * sampling.num_pairs * _TOKENS_A_PAIR
@@ -143,17 +145,28 @@ def ask_missing(
     key: str,
     on_reply: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Fills the cache. Raises `UserError` as `ask_all` does, and when some requests got no reply."""
-    missing = [(task.key, task.request) for task in tasks if cache.get(task.key) is None]
+    """Fills the cache with replies and refusals.
+
+    Raises `UserError` as `ask_all` does, and when some requests got neither.
+    """
+    missing = [(task.key, task.request) for task in tasks if not cache.is_settled(task.key)]
     num_done = 0
 
     def keep(name: str, reply: str) -> None:
-        nonlocal num_done
         cache.put(name, reply)
+        count()
+
+    def keep_refusal(name: str, reason: str) -> None:
+        cache.put_refusal(name, reason)
+        count()
+
+    def count() -> None:
+        nonlocal num_done
         num_done += 1
         on_reply(num_done, len(missing))
 
-    failures = ask_all(missing, endpoint, key, keep)
+    has_worked = any(cache.get(task.key) is not None for task in tasks)
+    failures = ask_all(missing, endpoint, key, keep, keep_refusal, has_worked)
     if failures:
         told = ", ".join(f"{count:,} × {what}" for what, count in Counter(failures).most_common())
         raise UserError(
@@ -171,9 +184,15 @@ def collect(
     pairs: dict[str, Pair] = {}
     rejected: Counter[str] = Counter()
     num_repaired = 0
+    num_replies = 0
     for task in tasks:
         reply = cache.get(task.key)
-        assert reply is not None
+        if reply is None:
+            refusal = cache.refusal(task.key)
+            assert refusal is not None
+            rejected[f"request refused ({refusal})"] += 1
+            continue
+        num_replies += 1
         found, is_as_asked = parse_reply(reply)
         num_repaired += bool(found) and not is_as_asked
         if not found:
@@ -197,7 +216,7 @@ def collect(
                 )
             else:
                 rejected[fault.reason] += 1
-    return list(pairs.values()), Generated(len(pairs), len(tasks), num_repaired, rejected)
+    return list(pairs.values()), Generated(len(pairs), num_replies, num_repaired, rejected)
 
 
 def write_generated(
@@ -207,9 +226,13 @@ def write_generated(
     sampling: Sampling,
     graph_files: Sequence[str | Path],
     prompts_file: Path,
+    further_settings: Mapping[str, Any],
 ) -> None:
-    """Writes pairs with provenance, and the data card; `UserError` for none, and for a wrong output."""
-    check_output(output, graph_files)
+    """Writes pairs with provenance, and the data card; `UserError` for none, and for a wrong output.
+
+    `further_settings`: for the card, beside the sampling.
+    """
+    check_output(output, expand_files(graph_files))
     if not pairs:
         raise UserError(
             f"No pair can be used: {summary.describe()}. Look at the model's replies in the cache."
@@ -220,5 +243,6 @@ def write_generated(
         "seed": sampling.seed,
         "temperature": sampling.temperature,
         "pairs a request": sampling.num_pairs,
+        **further_settings,
     }
     write_card(output.with_suffix(".card.md"), [output], graph_files, prompts_file, settings, summary)

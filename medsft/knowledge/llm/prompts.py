@@ -56,8 +56,12 @@ def load_prompts(path: Path = DEFAULT_PROMPTS) -> Prompts:
     if not isinstance(content["system"], str) or not isinstance(forms, dict) or not forms:
         raise UserError(f"The prompt file {path}: system must be a text and forms names with texts.")
     for name, text in forms.items():
+        if not isinstance(text, str):
+            raise UserError(
+                f"The prompt file {path}, form {name} must be a text; it is a {type(text).__name__}."
+            )
         try:
-            found = {field for _, field, _, _ in string.Formatter().parse(str(text)) if field is not None}
+            found = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
         except ValueError as error:
             raise UserError(f"The prompt file {path}, form {name}: a stray brace ({error}).") from error
         if found != _PLACEHOLDERS:
