@@ -20,7 +20,7 @@ LOGITS_BYTES = 12
 """Of a logit in the loss's backward pass: log-probability, its gradient and that of the logit, all in
 fp32."""
 
-PROCESS_BYTES = 0.6e9
+PROCESS_BYTES = 0.3e9
 """Private memory of a rank without a GPU, imports and engine included; measured, see docs/performance.md."""
 CUDA_PROCESS_BYTES = 3.0e9
 """The same with CUDA and NCCL: an allowance, not measured here."""
@@ -274,14 +274,13 @@ class _Parts:
     def update(self) -> Stage:
         """Adam: a sub-group's gradients flattened; or, before, the norm of the largest slice in fp64.
 
-        On the CPU torch's AdamW makes two temporary copies of a sub-group, and the memory of the activations
-        stays with the C library, which does not give back blocks below 32 MB.
+        torch's fused AdamW needs no memory of its own. On the CPU that of the activations stays with the C
+        library, which does not give back blocks below 32 MB.
         """
         made = self.resident()
         gpu, host = dict(made.gpu), dict(made.host)
         if not self.offloads:
-            temporary = FP32 * max(self.groups) * (1 if self.place.has_gpu else 3)
-            gpu["gradients of a sub-group"] = max(temporary, _FP64 * self.largest_slice)
+            gpu["gradients of a sub-group"] = max(FP32 * max(self.groups), _FP64 * self.largest_slice)
         if not self.place.has_gpu:
             gpu["activations, not given back"] = self.activations
         return self._with_fragments("optimiser step", gpu, host, made)
