@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError
-from launcher.signals import STOPPING
+from launcher.signals import is_asked_to_stop
 
 SSH_ARGS = "MEDSFT_SSH_ARGS"
 """Environment variable with further words for every ssh, as a shell would split them."""
@@ -137,7 +137,7 @@ def on_all(
             ended, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
             if any(future.exception() is not None for future in ended):
                 break
-            if waiting and signal.sigpending() & STOPPING:
+            if waiting and is_asked_to_stop():
                 raise InterruptedWork("asked to stop")
         return {host: future.result() for host, future in futures.items()}
     finally:

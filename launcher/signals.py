@@ -9,7 +9,12 @@ from contextlib import contextmanager
 STOPPING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """End the job, after the ranks had their grace."""
 PASSED_ON = frozenset({signal.SIGUSR1, signal.SIGUSR2})
-"""Mean something to the ranks only."""
+"""Ask the ranks to checkpoint and end for a while; the launcher waits for them as long as they take."""
+
+
+def is_asked_to_stop() -> bool:
+    """Whether one of them is held back, and not yet taken."""
+    return bool(signal.sigpending() & (STOPPING | PASSED_ON))
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from launcher.job import Job, Node
 from launcher.place import Place
 from launcher.preflight.table import Report
 from launcher.run_folder import RunFolder
+from launcher.shell import InterruptedWork
+from launcher.signals import is_asked_to_stop
 from launcher.supervision.watch import Grace, JobEnd, watch
 
 Say = Callable[[str], None]
@@ -41,11 +43,17 @@ class Starts:
         self._is_first = True
 
     def __call__(self, signals: Set[Signals]) -> JobEnd:
-        """One start, to its end. Raises `LauncherError` when the first one is not possible at all."""
+        """One start, to its end.
+
+        Raises `LauncherError` when the first one is not possible at all, and `InterruptedWork` when a signal
+        came before it.
+        """
         is_first, self._is_first = self._is_first, False
         try:
             # Left out are hosts that have failed since, never some of those that were asked for.
             nodes = self._fit_nodes(may_shrink=self._options.allow_shrink and not is_first)
+            if is_asked_to_stop():
+                raise InterruptedWork("asked to stop")
             end = self._run_on(nodes, signals)
         except LauncherError as error:
             if is_first:
@@ -65,7 +73,12 @@ class Starts:
 
     def _run_on(self, nodes: tuple[Node, ...], signals: Set[Signals]) -> JobEnd:
         options = self._options
-        job = replace(self._job, nodes=nodes)
+        job = on_nodes(self._job, nodes)
+        if job.master_address != self._job.master_address:
+            self._say(
+                f"--master-addr {self._job.master_address} was for {self._job.nodes[0].host}; ranks meet at "
+                f"{nodes[0].host}'s own address now"
+            )
         with ExitStack() as stack:
             started = self._where.transport.started(job, signals, options.start_timeout, self._say)
             try:
@@ -86,6 +99,12 @@ def fit_nodes(nodes: Sequence[Node], report: Report, may_shrink: bool) -> tuple[
         names = " and ".join(report.bad_hosts)
         raise LauncherError(f"nothing was started, not fit for it: {names}.\n{report.table().rstrip()}")
     return fit
+
+
+def on_nodes(job: Job, nodes: tuple[Node, ...]) -> Job:
+    """The job on some of its nodes; an address to meet at holds only where the first of them is the same."""
+    meets_there = nodes[0] == job.nodes[0]
+    return replace(job, nodes=nodes, master_address=job.master_address if meets_there else None)
 
 
 def finished_for_sure(end: JobEnd, folder: RunFolder | None) -> JobEnd:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 import socket
 import threading
 import time
@@ -13,13 +12,14 @@ from dataclasses import dataclass, field
 
 from launcher.control.wire import BEAT_S, Channel, Message, WireError, introduce
 from launcher.errors import LauncherError
-from launcher.exit_codes import CRASHED, describe
+from launcher.exit_codes import CHECKPOINTED, CRASHED, describe
 from launcher.hosts import ports
 from launcher.hosts.address import is_loopback
 from launcher.job import Job
 from launcher.ranks.heartbeat import Silence
 from launcher.ranks.process import RankProcess
 from launcher.ranks.rank import Ended
+from launcher.signals import PASSED_ON
 
 # Connections that have not proved yet whose they are, beyond one for each host.
 _MOST_STRANGERS = 64
@@ -158,9 +158,10 @@ class Head:
         host = self._host_of[rank]
         with self._lock:
             if not self._has_started:
-                if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
-                    for state in host.states.values():
-                        state.ended = state.ended or Ended(-signum)
+                # Asked to stop for a while, ranks that have done nothing have nothing to save.
+                ended = Ended(CHECKPOINTED if signum in PASSED_ON else -signum)
+                for state in host.states.values():
+                    state.ended = state.ended or ended
                 return
         if host.channel is not None:
             with suppress(WireError):  # its thread will see that it is gone

@@ -88,6 +88,8 @@ def run(
                 end = start(signals)
             except InterruptedWork:
                 signum = _wait(0.0, signals) or signal.SIGINT
+                if signum in PASSED_ON:
+                    return _stopped_before_start(signum)
                 message = f"{describe(-signum)} before any rank was started."
                 return JobEnd("stopped", shell_code(-signum), message, stop_asked=True, asked_by=signum)
             if not end.is_crash or end.stop_asked:
@@ -118,6 +120,15 @@ def _stopped_after(failure: str | None, signum: int) -> JobEnd:
         "It goes on from its newest checkpoint when it is."
     )
     return JobEnd("checkpointed", CHECKPOINTED, message, failure, asked_by=signum)
+
+
+def _stopped_before_start(signum: int) -> JobEnd:
+    """The end of a job that was to stop for a while, and had nothing yet to checkpoint."""
+    message = (
+        f"{signal.Signals(signum).name} before any rank was started: nothing is lost, and the job goes on "
+        "from its newest checkpoint when it is started again."
+    )
+    return JobEnd("checkpointed", CHECKPOINTED, message, asked_by=signum)
 
 
 def newest_step(folder: RunFolder | None, say: Callable[[str], None]) -> int | None:

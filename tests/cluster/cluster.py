@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ CONTROL = "ctl"
 # What someone who has just logged in to a host has in the environment.
 LOGIN = {"PATH": SYSTEM_PATH, "HOME": "/root", "USER": "root", "SHELL": "/bin/bash", "LANG": "C.UTF-8"}
 _HOLDER = "holder"
+# The time after which the share of the cores that a host has used up is given anew, in microseconds.
+_CORE_PERIOD_US = 100_000
 _DESCRIPTION = "cluster.json"
 
 
@@ -339,6 +342,8 @@ class Cluster:
             start_new_session=True,
             **options,
         )
+        if (group := self._core_group(host)).exists():
+            (group / "cgroup.procs").write_text(str(child.pid), encoding="ascii")
 
         def is_there() -> bool:
             if (process := processes.find(child.pid)) is None:
@@ -403,6 +408,44 @@ class Cluster:
         for where, interface in ((CONTROL, self._host(host).port), (host, "eth0")):
             self._checked(where, ["tc", "qdisc", "del", "dev", interface, "root"])
         self._undo.pop(f"slow {host}", None)
+
+    def limit_cores(self, host: str, cores: float) -> None:
+        """What sshd and `start_on` start there from now on has so many cores' time, all of it together.
+
+        However much runs there, other hosts lose nothing by it, as with cores of their own. Raises
+        `ClusterError` where the machine has no control group for that.
+        """
+        group = self._core_group(host)
+        try:
+            group.mkdir(exist_ok=True)
+            quota_us = round(cores * _CORE_PERIOD_US)
+            if (group / "cpu.max").exists():
+                (group / "cpu.max").write_text(f"{quota_us} {_CORE_PERIOD_US}", encoding="ascii")
+            else:
+                (group / "cpu.cfs_period_us").write_text(str(_CORE_PERIOD_US), encoding="ascii")
+                (group / "cpu.cfs_quota_us").write_text(str(quota_us), encoding="ascii")
+            (group / "cgroup.procs").write_text(str(self.daemon(host, "sshd").pid), encoding="ascii")
+        except OSError as error:
+            raise ClusterError(f"{group}: cores cannot be limited here: {error.strerror}") from error
+        self._undo[f"limit {host}"] = lambda: self.free_cores(host)
+
+    def free_cores(self, host: str) -> None:
+        """Undoes `limit_cores`; what was started meanwhile goes back to the others as well."""
+        group = self._core_group(host)
+        while left := (group / "cgroup.procs").read_text(encoding="ascii").split():
+            for number in left:
+                with suppress(ProcessLookupError):
+                    (group.parent / "cgroup.procs").write_text(number, encoding="ascii")
+        group.rmdir()
+        self._undo.pop(f"limit {host}", None)
+
+    def _core_group(self, host: str) -> Path:
+        """The host's control group for cores, under the one this process is in."""
+        for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "cpu" in controllers.split(","):
+                return Path("/sys/fs/cgroup/cpu") / path.lstrip("/") / f"{self.folder.name}-{host}"
+        return Path("/sys/fs/cgroup") / f"{self.folder.name}-{host}"
 
     def refuse_key(self, host: str) -> None:
         """The host's sshd accepts nobody from now on."""

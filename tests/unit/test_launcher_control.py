@@ -24,6 +24,7 @@ from launcher.control import wire
 from launcher.control.head import Head
 from launcher.control.spec import VARIABLE, Spec
 from launcher.control.wire import Channel, WireError, introduce
+from launcher.exit_codes import CHECKPOINTED
 from launcher.job import Job, Node
 from launcher.ranks.process import RankProcess
 from launcher.signals import held_back
@@ -541,14 +542,15 @@ class TestHead:
             assert next_order(first)["do"] == "start"
         assert next_order(first)["do"] == next_order(second)["do"] == "leave"
 
-    def test_nothing_is_started_any_more_after_a_signal_that_ends(self, listening):
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGUSR1, CHECKPOINTED)]
+    )
+    def test_nothing_is_started_any_more_after_a_signal(self, listening, number, code):
         with listening(1, 1) as here:
             first = here.agent(0)
             ranks = here.head.ranks()
-            ranks[1].send(signal.SIGUSR1)
-            assert ranks[1].ended() is None
-            ranks[1].send(signal.SIGTERM)
-            assert ranks[1].ended().code == -signal.SIGTERM
+            ranks[1].send(number)
+            assert (ranks[0].ended(), ranks[1].ended().code) == (None, code)
             second = here.agent(1)
             assert next_order(first)["do"] == "choose"
             first.send({"says": "master", "address": "127.0.0.1", "port": 21000})

@@ -146,7 +146,11 @@ def test_without_a_checkpoint_it_is_started_again_all_the_same(tmp_path):
     assert end.kind == "finished"
 
 
-def test_a_signal_while_hosts_are_checked_stops_at_once():
+@pytest.mark.parametrize(
+    ("number", "kind", "exit_code"),
+    [(signal.SIGTERM, "stopped", 143), (signal.SIGUSR1, "checkpointed", 75)],
+)
+def test_a_signal_while_hosts_are_checked_stops_at_once(number, kind, exit_code):
     begun = []
 
     def slow(host, command, stdin, limit_s):
@@ -154,9 +158,10 @@ def test_a_signal_while_hosts_are_checked_stops_at_once():
         return here(host, command, stdin, limit_s)
 
     def start(signals):
-        signal.raise_signal(signal.SIGTERM)  # to this thread: others do not hold it back
+        signal.raise_signal(number)  # to this thread: others do not hold it back
         on_all(slow, [str(number) for number in range(8)], lambda host: ["sleep", "1"], 5.0, at_once=1)
 
     end = run(start, Policy(3, 0.0), None, lambda line: None)
-    assert (end.kind, end.exit_code) == ("stopped", 143)
+    assert (end.kind, end.exit_code, end.asked_by) == (kind, exit_code, number)
+    assert "before any rank was started" in end.message
     assert len(begun) < 8

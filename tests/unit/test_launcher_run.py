@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from launcher.preflight.findings import CHECKS
 from launcher.ranks import local
 from launcher.ranks.commands import rank_commands
 from launcher.run_folder import RunFolder
-from launcher.shell import Done
+from launcher.shell import Done, InterruptedWork
 from launcher.signals import held_back
 from launcher.starts import Starts, finished_for_sure
 from launcher.supervision.watch import JobEnd
@@ -54,6 +56,7 @@ class Hosts:
     def __init__(self) -> None:
         self.gone: set[str] = set()
         self.refuses: Exception | None = None
+        self.met_at: list[str | None] = []
 
     def shell(self, host, command, stdin, limit_s):
         if host in self.gone:
@@ -64,6 +67,7 @@ class Hosts:
     def started(self, job, signals, start_limit_s, say):
         if self.refuses is not None:
             raise self.refuses
+        self.met_at.append(job.master_address)
         commands = [
             command
             for index in range(len(job.nodes))
@@ -94,7 +98,10 @@ class StartsOfThreeHosts:
 
     def next(self) -> JobEnd:
         with held_back() as signals:
-            return self._start(signals)
+            return self.next_with(signals)
+
+    def next_with(self, signals: Set[signal.Signals]) -> JobEnd:
+        return self._start(signals)
 
     def worlds(self) -> list[str]:
         return [path.read_text() for path in sorted(self.folder.iterdir())]
@@ -111,6 +118,27 @@ def test_a_host_that_is_gone_is_left_out_if_that_is_allowed_and_taken_again(tmp_
     starts.hosts.gone = set()
     assert starts.next() == JobEnd("finished", 0, None)
     assert starts.worlds() == ["3", "2", "3"]
+
+
+def test_an_address_to_meet_at_is_let_go_with_its_host(tmp_path):
+    starts = StartsOfThreeHosts(tmp_path, "--allow-shrink", "--master-addr", "10.1.2.3", num_crashes=2)
+    starts.next()
+    starts.hosts.gone = {"node3"}
+    starts.next()
+    starts.hosts.gone = {"node1"}
+    assert starts.next().kind == "finished"
+    assert starts.hosts.met_at == ["10.1.2.3", "10.1.2.3", None]
+    (told,) = [said for said in starts.said if "--master-addr" in said]
+    assert told == "--master-addr 10.1.2.3 was for node1; ranks meet at node2's own address now"
+
+
+def test_a_signal_during_the_check_is_heeded_before_anything_starts(tmp_path):
+    starts = StartsOfThreeHosts(tmp_path)
+    with held_back() as signals:
+        signal.raise_signal(signal.SIGUSR1)  # to this thread: others do not hold it back
+        with pytest.raises(InterruptedWork):
+            starts.next_with(signals)
+    assert starts.worlds() == []
 
 
 def test_otherwise_that_start_counts_as_a_crash(tmp_path):
