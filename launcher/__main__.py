@@ -6,11 +6,14 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from launcher import options
 from launcher.errors import LauncherError
 from launcher.exit_codes import INTERRUPTED, USER_ERROR, shell_code
+
+_STDERR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +41,8 @@ def _act(chosen: argparse.Namespace) -> int:
     if chosen.action == "run":
         from launcher.run import run
 
-        return run(chosen, os.environ, _say)
+        with _screen() as say:
+            return run(chosen, os.environ, say)
     if chosen.action == "check":
         from launcher.check import check
 
@@ -59,6 +63,18 @@ def _open_standard_files() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[str], None]]:
+    """Says lines without waiting for the terminal: who watches over ranks must not stand still with it."""
+    from launcher.ranks.output import Screen
+
+    screen = Screen(_STDERR)
+    try:
+        yield lambda line: screen.write(f"launcher: {line}\n".encode(errors="replace"))
+    finally:
+        screen.close()
 
 
 def _say(line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import threading
 import time
 from collections import deque
@@ -42,7 +43,12 @@ class Screen:
         self._is_gone = False
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, daemon=True, name="screen")
-        self._thread.start()
+        # Signals are for those who wait for them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def write(self, lines: bytes) -> None:
         """Takes whole lines, without waiting."""

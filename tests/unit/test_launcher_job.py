@@ -187,14 +187,14 @@ class TestCommandLine:
         path.write_text("", encoding="utf-8")
         return str(path)
 
-    def run(self, capsys, *arguments: str) -> tuple[int, str, str]:
+    def run(self, capfd, *arguments: str) -> tuple[int, str, str]:
         code = command_line.main(["run", *arguments])
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         return code, captured.out, captured.err
 
-    def test_dry_run_shows_every_rank_and_leaves_arguments_alone(self, capsys, script):
+    def test_dry_run_shows_every_rank_and_leaves_arguments_alone(self, capfd, script):
         code, out, err = self.run(
-            capsys, "--dry-run", "--num-gpus", "2", "--env", "OMP_NUM_THREADS=7", script, *ODD_ARGUMENTS
+            capfd, "--dry-run", "--num-gpus", "2", "--env", "OMP_NUM_THREADS=7", script, *ODD_ARGUMENTS
         )
         assert (code, err) == (0, "")
         lines = out.splitlines()
@@ -203,20 +203,20 @@ class TestCommandLine:
         assert words[-len(ODD_ARGUMENTS) - 3 :] == [sys.executable, "-u", script, *ODD_ARGUMENTS]
         assert {"RANK=1", "WORLD_SIZE=2", "OMP_NUM_THREADS=7"} <= set(words)
 
-    def test_dry_run_starts_nothing_again(self, capsys, script):
-        plain = self.run(capsys, "--dry-run", "--master-port", "23456", script)
-        assert self.run(capsys, "--dry-run", "--master-port", "23456", "--max-restarts", "3", script) == plain
+    def test_dry_run_starts_nothing_again(self, capfd, script):
+        plain = self.run(capfd, "--dry-run", "--master-port", "23456", script)
+        assert self.run(capfd, "--dry-run", "--master-port", "23456", "--max-restarts", "3", script) == plain
 
-    def test_help_after_the_script_is_the_scripts(self, capsys, script):
-        code, out, _ = self.run(capsys, "--dry-run", script, "--help")
+    def test_help_after_the_script_is_the_scripts(self, capfd, script):
+        code, out, _ = self.run(capfd, "--dry-run", script, "--help")
         assert code == 0
         assert out.endswith(" --help\n")
 
-    def test_cores_are_shared_among_the_ranks_unless_told(self, capsys, script, monkeypatch):
+    def test_cores_are_shared_among_the_ranks_unless_told(self, capfd, script, monkeypatch):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        assert "OMP_NUM_THREADS=1 " in self.run(capsys, "--dry-run", "--num-gpus", "500", script)[1]
+        assert "OMP_NUM_THREADS=1 " in self.run(capfd, "--dry-run", "--num-gpus", "500", script)[1]
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        assert "OMP_NUM_THREADS" not in self.run(capsys, "--dry-run", script)[1]
+        assert "OMP_NUM_THREADS" not in self.run(capfd, "--dry-run", script)[1]
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -239,20 +239,20 @@ class TestCommandLine:
             ([], "SCRIPT"),
         ],
     )
-    def test_a_mistake_is_one_paragraph_and_exit_code_2(self, capsys, script, arguments, said):
+    def test_a_mistake_is_one_paragraph_and_exit_code_2(self, capfd, script, arguments, said):
         given = [script if argument == "SCRIPT" else argument for argument in arguments]
-        code, out, err = self.run(capsys, *given)
+        code, out, err = self.run(capfd, *given)
         assert (code, out) == (2, "")
         assert err.startswith("launcher: ")
         assert said in err
         assert err.count("\n") == 1
 
-    def test_a_taken_port_is_said(self, capsys, script):
+    def test_a_taken_port_is_said(self, capfd, script):
         with socket.socket() as server:
             server.bind(("", 0))
             server.listen()
             port = str(server.getsockname()[1])
-            code, out, err = self.run(capsys, "--dry-run", "--master-port", port, script)
+            code, out, err = self.run(capfd, "--dry-run", "--master-port", port, script)
         assert code == 0
         assert f"port {port} is taken; using " in err
         assert f"MASTER_PORT={port} " not in out

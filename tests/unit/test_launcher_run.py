@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -231,6 +231,33 @@ class TestTheLaunchersOwnStreams:
             env=os.environ | ON_CPU,
             check=False,
         )
+        assert done.returncode == 9
+
+    def test_a_terminal_that_stands_still(self, script, tmp_path):
+        """As after Ctrl-S, but a pipe that nobody reads: the rank's end is seen, and the launcher ends."""
+        code = (
+            "import sys; from launcher.ranks import output; output._LAST_WORDS_S = 0.1\n"
+            "from launcher.__main__ import main; sys.exit(main(['run', '--num-gpus', '1', *sys.argv[1:]]))"
+        )
+        reader, full = os.pipe()
+        try:
+            os.set_blocking(full, False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(full, bytes(65536))
+            os.set_blocking(full, True)
+            done = subprocess.run(
+                [sys.executable, "-c", code, script, "--output_dir", str(tmp_path / "run")],
+                cwd=REPOSITORY,
+                env=os.environ | ON_CPU,
+                stdout=subprocess.DEVNULL,
+                stderr=full,
+                check=False,
+                timeout=60,
+            )
+        finally:
+            os.close(reader)
+            os.close(full)
         assert done.returncode == 9
 
     def test_a_log_folder_that_cannot_be_made_is_one_paragraph(self, capsys, script, tmp_path, monkeypatch):
