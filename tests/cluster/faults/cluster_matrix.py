@@ -63,7 +63,7 @@ MATRIX = (
     Row(
         10,
         "a host's link of 20 Mbit/s; six busy programs on it",
-        "the host with the slow link named by the check, no false kill, losses within 1e-4",
+        "the slow host named by the check, no false kill, losses within 1e-4",
         slow_a_host,
     ),
     Row(
