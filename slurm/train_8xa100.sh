@@ -6,7 +6,8 @@
 #
 # Submit it from the top of the repository. Further flags of medsft/train.py may follow; the last one counts.
 # From the environment: MODEL, TRAIN_FILE, OUTPUT_DIR, DS_CONFIG, NUM_GPUS, PYTHON, and MEDSFT_LAUNCH_FLAGS for
-# more flags of `python -m launcher run`, such as "--max-requeues 5".
+# more flags of `python -m launcher run`, such as "--max-requeues 5" or what `medsft plan` says the run needs:
+# "--needs-memory 101 --needs-disk 219 --needs-gpu-memory 20" (GiB) are then checked before it starts.
 #
 # Ten minutes before the time limit, and when the job is preempted, the run saves a checkpoint, ends with exit
 # code 75 and puts the job back into the queue, up to 20 times; the requeued job goes on in the same folder.
