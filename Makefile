@@ -6,6 +6,8 @@ PYTHON := $(firstword $(foreach name,python3 python3.12 python3.11,$(shell \
 	$(name) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) and print("$(name)")' 2>/dev/null)))
 TORCH := torch==2.13.0
 RUNS := demo_output
+# Test files that run at once. Those of hosts and faults have the machine to themselves, for they go by the clock.
+WORKERS := 2
 INSTALLED := $(VENV)/.installed
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
@@ -33,7 +35,8 @@ recall: $(INSTALLED) ## Train a toy and count learnt facts asked in unseen words
 test: $(INSTALLED) ## Check style and run all tests.
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --ignore=tests/cluster --ignore=tests/faults
+	$(VENV)/bin/python -m pytest tests/faults tests/cluster
 
 faults: $(INSTALLED) ## Injure trainings in every way the fault matrix names (25 minutes; QUICK=1: 3; ROWS="4 7").
 	$(VENV)/bin/python tests/faults $(if $(QUICK),--quick) $(ROWS)

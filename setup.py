@@ -42,7 +42,11 @@ setup(
         "ds_configs": ["*.json", "*.md"],
     },
     install_requires=[*DEPENDENCIES, *DATA, *EVALUATION],
-    extras_require={"generate": ["openai"], "serve": SERVE, "test": ["pytest", "ruff", "openai", *SERVE]},
+    extras_require={
+        "generate": ["openai"],
+        "serve": SERVE,
+        "test": ["pytest", "pytest-xdist", "ruff", "openai", *SERVE],
+    },
     entry_points={
         "console_scripts": [
             "medsft = medsft.cli:main",
