@@ -38,7 +38,7 @@ setup(
     # ds_configs holds JSON files only; it stands beside medsft in the repository and once installed.
     packages=[*find_packages(include=["launcher", "launcher.*", "medsft", "medsft.*"]), "ds_configs"],
     package_data={
-        "medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja", "**/*.html"],
+        "medsft": ["**/*.yaml", "**/*.jsonl", "**/*.jinja", "**/*.html", "**/*.css"],
         "ds_configs": ["*.json", "*.md"],
     },
     install_requires=[*DEPENDENCIES, *DATA, *EVALUATION],

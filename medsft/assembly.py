@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.base import BaseModel, open_base_model
 from medsft.chatglm.weights import parse_size
@@ -29,6 +31,9 @@ from medsft.engine.state import check_reachable
 from medsft.engine.step import start_engine
 from medsft.engine.zero import build_partitioned, load_slices
 from medsft.errors import UserError
+from medsft.planner.flops import step_flops, visible_pairs
+from medsft.planner.hardware import match_gpu
+from medsft.planner.shape import Shape
 from medsft.provenance import software_versions
 from medsft.run_folder import RunFolder, model_folder
 
@@ -203,6 +208,26 @@ def start_model(
             weight_decay=flags.weight_decay,
         )
     return start_engine(model, optimizer, ds_config)
+
+
+def flops_of_step(base: BaseModel, data: EncodedDataset, plan: StepPlan, step: int) -> float:
+    """Operations that the arithmetic of step `step` (from 0) asks for, over all ranks."""
+    examples = plan.examples(step)
+    lengths, targets = data.lengths[examples], data.num_targets[examples]
+    pairs = visible_pairs(lengths.astype(int), targets.astype(int)).sum()
+    return step_flops(Shape.of(base.config), lengths.sum(), targets.sum(), pairs).necessary
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations a second of this device at most, as its maker states it for 16 bits; None: not known.
+
+    A CPU's is not known: it depends on clocks and instructions that no program is told of.
+    """
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    gpu = match_gpu(properties.name, properties.total_memory)
+    return gpu and gpu.peak_flops
 
 
 def learning_rate(config: Config, plan: StepPlan) -> Schedule:

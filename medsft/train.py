@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from types import FrameType
@@ -52,7 +53,15 @@ from medsft.data.dataset import EncodedDataset
 from medsft.data.encode import describe_example
 from medsft.data.plan import StepPlan
 from medsft.data.progress import terminal_progress
-from medsft.engine.distributed import World, from_main, largest, sum_over_ranks, together
+from medsft.engine.distributed import (
+    World,
+    from_all,
+    from_main,
+    largest,
+    numbers_of_all,
+    sum_over_ranks,
+    together,
+)
 from medsft.engine.process import run_process
 from medsft.engine.state import TrainingState
 from medsft.engine.step import TrainStep
@@ -62,7 +71,7 @@ from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
 from medsft.fitting import check_fit
 from medsft.launch import launch_names
-from medsft.monitor.metrics import Figures
+from medsft.monitor.metrics import Figures, Hardware, Start
 from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.provenance import Provenance, software_versions
 from medsft.run_folder import RunFolder, writing
@@ -115,10 +124,13 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
         reporter = open_reporter(
             folder.metrics, folder.tensorboard, plan.num_steps, speaks=world.is_main, start_step=start_step
         )
+    reporter.start(Start(start_step, world.size))
     reporter.text("first example", describe_example(data[0], base.tokenizer))
     schedule = assembly.learning_rate(config, plan)
     step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
-    figures = Figures(world.device, sum_over_ranks)
+    hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
+    flops_of_step = partial(assembly.flops_of_step, base, data, plan)
+    figures = Figures(world.device, sum_over_ranks, partial(numbers_of_all, world), hardware, flops_of_step)
     state = TrainingState(engine, world)
     if checkpoint is not None:
         restore(checkpoint, state, step, figures, world)
@@ -132,16 +144,17 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
         raise Stopped(reason, start_step, flags_to_leave_out(config.run))
     batches = assembly.open_batches(config, data, plan, start_step, batch, base, world)
     with saving, batches as steps:
-        for info, micro_batches in steps:
-            progress(f"step {info.step + 1}")
-            result = step(info.step, micro_batches, info.num_targets)
-            figures.add(info, result.loss_sum, result.applied)
+        for info, micro_batches in figures.waiting(steps):
             done = info.step + 1
             is_last = done == plan.num_steps
-            if is_last or done % config.run.logging_steps == 0:
+            is_reported = is_last or done % config.run.logging_steps == 0
+            progress(f"step {done}")
+            result = step(info.step, micro_batches, info.num_targets, measure=is_reported)
+            figures.add(info, result.loss_sum, result.applied)
+            if is_reported:
                 epoch = plan.epochs_done(info.step)
                 rate = schedule(info.step)
-                reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.num_skipped))
+                reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.state()))
             with figures.paused():
                 if validation_data is not None and (is_last or is_evaluation_due(config, plan, info.step)):
                     progress(f"the validation after step {done}")

@@ -18,7 +18,8 @@ def report(
 ) -> None:
     """Curves, checkpoints, evaluation and settings of runs as one HTML page; works while they go on."""
     from medsft.files import write_text
-    from medsft.monitor.run_page import read_run, run_page
+    from medsft.monitor.run import read_run
+    from medsft.monitor.run_page import run_page
 
     page = output or runs[0] / "report.html"
     text = run_page([read_run(run) for run in runs])

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -178,7 +178,7 @@ def agree(world: World, facts: Mapping[str, Any]) -> None:
 
 
 def largest(world: World, *values: int) -> list[int]:
-    """Each value's maximum over all ranks; a collective that waits for no GPU."""
+    """Each value's maximum over all ranks; a collective."""
     tensor = torch.tensor(values)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=world.control)
     return tensor.tolist()
@@ -196,6 +196,14 @@ def from_all(world: World, value: T) -> list[T]:
     everyone: list[Any] = [None] * world.size
     dist.all_gather_object(everyone, value, group=world.control)
     return everyone
+
+
+def numbers_of_all(world: World, numbers: Sequence[float]) -> list[list[float]]:
+    """Every rank's numbers, as many of each, in the order of the ranks; a collective."""
+    mine = torch.tensor(numbers, dtype=torch.float64)
+    everyone = [torch.empty_like(mine) for _ in range(world.size)]
+    dist.all_gather(everyone, mine, group=world.control)
+    return [one.tolist() for one in everyone]
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from medsft.data.pack import MicroBatch
+from medsft.engine import own_work
 from medsft.engine.distributed import World
+from medsft.engine.own_work import OwnWork
+from medsft.engine.stopwatch import open_stopwatch
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -37,8 +40,25 @@ class StepResult:
     applied: bool
 
 
+@dataclass(frozen=True)
+class StepState:
+    """What steps have taken and left, as this rank knows it.
+
+    num_skipped: steps left out so far. loss_scale: fp16's; None in other precisions. forward_s, backward_s,
+    optimizer_s: seconds since the last asking, of all steps together, the waiting for other ranks included.
+    own_s: seconds of own work, waiting left out, in the steps that were measured (`medsft.engine.own_work`).
+    """
+
+    num_skipped: int
+    loss_scale: float | None
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+    own_s: float
+
+
 class TrainStep:
-    """Runs steps on a DeepSpeed engine and counts those that were skipped."""
+    """Runs steps on a DeepSpeed engine, counts those that were skipped, and takes their time."""
 
     def __init__(
         self,
@@ -56,30 +76,55 @@ class TrainStep:
             self._scaler.raise_error_at_min_scale = False  # a bare Exception; the limit below says it better
         self._nonfinite_in_a_row = 0
         self.num_skipped = 0
+        self._stopwatch = open_stopwatch(world.device)
+        self._own_work = OwnWork(engine.module, engine.optimizer.optimizer, self._stopwatch)
 
-    def __call__(self, step: int, micro_batches: Sequence[MicroBatch], num_targets: int) -> StepResult:
+    def __call__(
+        self, step: int, micro_batches: Sequence[MicroBatch], num_targets: int, measure: bool = False
+    ) -> StepResult:
         """Runs step `step` (from 0), whose global batch has `num_targets` supervised targets.
 
         The gradient is that of sum(cross-entropy) / num_targets over the whole global batch: DeepSpeed
         averages over ranks, hence the factor world size. A NaN or infinite gradient norm is agreed on by
         all ranks inside DeepSpeed (the norm is all-reduced) and the update is left out on all of them, in
-        any precision. Raises `DivergedError` when that happens too often in a row.
+        any precision. `measure`: take the time of this rank's own work too. Raises `DivergedError` when
+        steps are left out too often in a row.
         """
-        engine = self._engine
+        engine, now, add = self._engine, self._stopwatch.now, self._stopwatch.add
+        self._own_work.is_on = measure
         for group in engine.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._world.device)
         last = len(micro_batches) - 1
         for number, micro_batch in enumerate(micro_batches):
             engine.set_gradient_accumulation_boundary(number == last)
+            begin = now()
             inputs = micro_batch.to(self._world.device, non_blocking=True).model_inputs()
             loss = engine(**inputs, num_items_in_batch=num_targets, use_cache=False).loss
+            forward_done = now()
             engine.backward(loss * self._world.size, scale_wrt_gas=False)
             loss_sum += loss.detach() * num_targets
+            backward_done = now()
             engine.step()
+            add("forward", begin, forward_done)
+            add("backward", forward_done, backward_done)
+            add("optimizer", backward_done, now())
         applied = engine.was_step_applied()
         self._count(step, applied)
         return StepResult(loss_sum, float(engine.get_global_grad_norm()), applied)
+
+    def state(self) -> StepState:
+        """Counts so far, and times since the last call; waits for the device."""
+        seconds = self._stopwatch.take()
+        scaler = self._scaler
+        return StepState(
+            self.num_skipped,
+            float(scaler.cur_scale) if scaler.dynamic or scaler.cur_scale != 1 else None,
+            seconds.get("forward", 0.0),
+            seconds.get("backward", 0.0),
+            seconds.get("optimizer", 0.0),
+            seconds.get(own_work.NAME, 0.0),
+        )
 
     def counters(self) -> dict[str, int]:
         """What a checkpoint takes along of the counting of skipped steps."""

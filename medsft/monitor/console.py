@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from medsft.monitor.metrics import Metrics, Save
+from medsft.monitor.metrics import Metrics, Save, Start
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ class Console:
         self._num_steps = num_steps
         self._start_step = start_step
         self._start_s = time.perf_counter()
+
+    def start(self, start: Start) -> None:
+        """The log has it in other words."""
 
     def train(self, metrics: Metrics) -> None:
         """A line with the time left, by the mean pace of this process so far."""

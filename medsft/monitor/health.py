@@ -7,7 +7,7 @@ import math
 from collections import deque
 from statistics import median
 
-from medsft.monitor.metrics import Metrics, Save
+from medsft.monitor.metrics import Metrics, Save, Start
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,10 @@ EXPLODED_TIMES = 20.0
 """A gradient norm so many times the usual one is an explosion."""
 PLATEAU_NATS = 0.01
 """A loss that moves less than this over a window ..."""
+STRAGGLER_TIMES = 1.3
+"""A rank that works so many times longer than the median ..."""
+STRAGGLER_REPORTS = 5
+"""... and is the slowest in so many reports in a row, holds all others up."""
 PLATEAU_LOSS = 4.0
 """... and is still above this has learned nothing: an untrained head stands at ln(vocabulary), 11.8."""
 
@@ -30,10 +34,15 @@ class Health:
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._best = math.inf
+        self._slowest: deque[tuple[int | None, float]] = deque(maxlen=STRAGGLER_REPORTS)
         self._warned: set[str] = set()
+
+    def start(self, start: Start) -> None:
+        """Says nothing about the training's health."""
 
     def train(self, metrics: Metrics) -> None:
         """Takes up the figures of a logged step and warns if they look ill."""
+        self._compare_ranks(metrics)
         norm = metrics.grad_norm
         # An infinite norm is a skipped step, which fp16 makes now and then while it looks for its scale.
         is_known = math.isfinite(norm) and len(self._norms) == WINDOW
@@ -63,6 +72,22 @@ class Health:
                 f"step {metrics.step}: the loss stays at {metrics.loss:.3f}, nothing is learned. Look at the "
                 "first example in the log (is the answer supervised?), the prompt template and "
                 "--learning_rate.",
+            )
+
+    def _compare_ranks(self, metrics: Metrics) -> None:
+        """Names a rank that is the slowest in all of the last reports."""
+        if not metrics.busy_median_s:
+            return
+        times = metrics.busy_max_s / metrics.busy_median_s
+        self._slowest.append((metrics.slowest_rank, times))
+        is_one = len({rank for rank, _ in self._slowest}) == 1 and len(self._slowest) == STRAGGLER_REPORTS
+        if is_one and min(times for _, times in self._slowest) > STRAGGLER_TIMES:
+            self._warn(
+                f"straggler {metrics.slowest_rank}",
+                f"step {metrics.step}: rank {metrics.slowest_rank} on host {metrics.slowest_host} needs "
+                f"{metrics.busy_max_s:.3g} s a step for its own work, the median rank "
+                f"{metrics.busy_median_s:.3g} s; all others wait for it. Look at that host's GPU clocks and "
+                "temperature (nvidia-smi), at other processes there, and at its data storage.",
             )
 
     def _warn(self, kind: str, text: str) -> None:

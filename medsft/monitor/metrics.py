@@ -7,17 +7,20 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from medsft.files import replace_file
+from medsft.monitor.ranks import Gather, RankFigures, memory_gb, over_all
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class StepCounts(Protocol):
@@ -29,6 +32,17 @@ class StepCounts(Protocol):
     num_slots: int
 
 
+class StepState(Protocol):
+    """What the steps since the last report left and took (`medsft.engine.step.StepState`)."""
+
+    num_skipped: int
+    loss_scale: float | None
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+    own_s: float
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Figures at a logged step.
@@ -37,7 +51,12 @@ class Metrics:
     steps since the last report that were not skipped, in nats; NaN if all were. grad_norm is that of the
     last step, before clipping. Tokens are useful ones (padding not counted), over all ranks; tokens_seen and
     examples_seen count from the run's start. packing_efficiency is useful tokens / slots computed.
-    step_time_s is the mean since the last report.
+    step_time_s is the mean since the last report, and so are the parts of it: forward_s, backward_s and
+    optimizer_s are means over the ranks and include the waiting for other ranks; data_wait_s is that of the
+    rank that waited longest. busy_*_s are what ranks need themselves in a step, the waiting for others left
+    out (`medsft.engine.own_work`). tflops_per_device counts the operations that the model's arithmetic asks
+    for (`medsft.planner.flops`), mfu is their share of the device's peak. Memory is that of the rank with
+    most, in 10⁹ bytes. None: there is none, or it is not known here.
     """
 
     step: int
@@ -52,6 +71,43 @@ class Metrics:
     packing_efficiency: float
     skipped_steps: int
     step_time_s: float
+    examples_per_s: float | None = None
+    tflops_per_device: float | None = None
+    mfu: float | None = None
+    loss_scale: float | None = None
+    forward_s: float | None = None
+    backward_s: float | None = None
+    optimizer_s: float | None = None
+    data_wait_s: float | None = None
+    busy_min_s: float | None = None
+    busy_median_s: float | None = None
+    busy_max_s: float | None = None
+    slowest_rank: int | None = None
+    slowest_host: str | None = None
+    gpu_allocated_gb: float | None = None
+    gpu_reserved_gb: float | None = None
+    gpu_peak_gb: float | None = None
+    host_memory_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A process that begins: after `step` steps, with so many ranks."""
+
+    step: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the ranks run on.
+
+    hosts: that of each rank. peak_flops: operations a second of one rank's device at most; None where it is
+    not known, as that of a CPU.
+    """
+
+    hosts: Sequence[str]
+    peak_flops: float | None
 
 
 @dataclass(frozen=True)
@@ -76,9 +132,20 @@ class Figures:
     stopped.
     """
 
-    def __init__(self, device: torch.device, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
+        gather: Gather = lambda numbers: [numbers],
+        hardware: Hardware = Hardware(("",), None),
+        flops_of_step: Callable[[int], float] = lambda step: 0.0,
+    ) -> None:
+        """`flops_of_step`: step, from 0 -> operations that its arithmetic asks for, over all ranks."""
         self._device = device
         self._sum_over_ranks = sum_over_ranks
+        self._gather = gather
+        self._hardware = hardware
+        self._flops_of_step = flops_of_step
         self._num_examples_seen = self._num_tokens_seen = 0
         self._loss = float("nan")
         # When the pause that is going on began; None while training.
@@ -89,7 +156,21 @@ class Figures:
         self._start_s = time.perf_counter()
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         self._num_steps = self._num_tokens = self._num_targets = self._num_slots = 0
-        self._num_targets_in_loss = 0
+        self._num_targets_in_loss = self._num_examples = 0
+        # Of this process alone: a run that was stopped between two reports has measured only what came after.
+        self._num_steps_here = 0
+        self._data_wait_s = 0.0
+
+    def waiting(self, steps: Iterable[T]) -> Iterator[T]:
+        """The same steps; the time that each is waited for counts as a wait for data."""
+        steps = iter(steps)
+        while True:
+            begin_s = time.perf_counter()
+            step = next(steps, None)
+            self._data_wait_s += time.perf_counter() - begin_s
+            if step is None:
+                return
+            yield step
 
     def add(self, info: StepCounts, loss_sum: torch.Tensor, applied: bool) -> None:
         """Counts one step of the global batch; `loss_sum` is this rank's share of the cross-entropy.
@@ -97,6 +178,8 @@ class Figures:
         The loss of a step that was skipped may be NaN and is left out; its tokens were computed all the same.
         """
         self._num_steps += 1
+        self._num_steps_here += 1
+        self._num_examples += info.num_examples
         self._num_tokens += info.num_tokens
         self._num_targets += info.num_targets
         self._num_slots += info.num_slots
@@ -107,12 +190,18 @@ class Figures:
         self._num_tokens_seen += info.num_tokens
 
     def report(
-        self, step: int, epoch: float, learning_rate: float, grad_norm: float, num_skipped: int
+        self, step: int, epoch: float, learning_rate: float, grad_norm: float, state: StepState
     ) -> Metrics:
-        """Figures since the last report, over all ranks (a collective), and begins a new stretch."""
+        """Figures since the last report, over all ranks (a collective), and begins a new stretch.
+
+        `state` was asked for at the last report too, and its last step's own work was measured.
+        """
         loss_sum = float(self._sum_over_ranks(self._loss_sum))
         self._loss = loss_sum / self._num_targets_in_loss if self._num_targets_in_loss else float("nan")
         seconds = self._seconds()
+        flops_per_s = sum(map(self._flops_of_step, range(step - self._num_steps, step))) / seconds
+        peak = self._hardware.peak_flops
+        ranks = over_all(self._own(state), self._gather)
         metrics = Metrics(
             step=step,
             epoch=epoch,
@@ -124,11 +213,41 @@ class Figures:
             examples_seen=self._num_examples_seen,
             tokens_seen=self._num_tokens_seen,
             packing_efficiency=self._num_tokens / self._num_slots,
-            skipped_steps=num_skipped,
+            skipped_steps=state.num_skipped,
             step_time_s=seconds / self._num_steps,
+            examples_per_s=self._num_examples / seconds,
+            tflops_per_device=flops_per_s / len(self._hardware.hosts) / 1e12,
+            mfu=flops_per_s / (len(self._hardware.hosts) * peak) if peak else None,
+            loss_scale=state.loss_scale,
+            forward_s=ranks.forward_s,
+            backward_s=ranks.backward_s,
+            optimizer_s=ranks.optimizer_s,
+            data_wait_s=ranks.data_wait_s,
+            busy_min_s=ranks.busy_min_s,
+            busy_median_s=ranks.busy_median_s,
+            busy_max_s=ranks.busy_max_s,
+            slowest_rank=ranks.slowest,
+            slowest_host=self._hardware.hosts[ranks.slowest],
+            gpu_allocated_gb=_or_none(ranks.gpu_allocated_gb),
+            gpu_reserved_gb=_or_none(ranks.gpu_reserved_gb),
+            gpu_peak_gb=_or_none(ranks.gpu_peak_gb),
+            host_memory_gb=ranks.host_memory_gb,
         )
         self._restart()
         return metrics
+
+    def _own(self, state: StepState) -> RankFigures:
+        """What this rank measured, in seconds of a step."""
+        steps = max(1, self._num_steps_here)
+        data_wait_s = self._data_wait_s / steps
+        return RankFigures(
+            state.forward_s / steps,
+            state.backward_s / steps,
+            state.optimizer_s / steps,
+            data_wait_s,
+            state.own_s + data_wait_s,
+            *memory_gb(self._device),
+        )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -162,6 +281,7 @@ class Figures:
         counters = {
             **self.totals(),
             "steps_since_report": self._num_steps,
+            "examples_since_report": self._num_examples,
             "tokens_since_report": self._num_tokens,
             "targets_since_report": self._num_targets,
             "slots_since_report": self._num_slots,
@@ -177,12 +297,18 @@ class Figures:
         self._loss = float("nan") if counters["train_loss"] is None else counters["train_loss"]
         self._restart()
         self._num_steps = counters["steps_since_report"]
+        # Checkpoints from before examples were counted lack it: one report says too few a second.
+        self._num_examples = counters.get("examples_since_report", 0)
         self._num_tokens = counters["tokens_since_report"]
         self._num_targets = counters["targets_since_report"]
         self._num_slots = counters["slots_since_report"]
         self._num_targets_in_loss = counters["targets_in_loss"]
         self._start_s -= counters["seconds_since_report"]
         self._loss_sum += loss_sum
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 class MetricsFile:
@@ -196,6 +322,10 @@ class MetricsFile:
         if path.exists():
             _drop_later_lines(path, start_step)
         self._file = path.open("a", encoding="utf-8")
+
+    def start(self, start: Start) -> None:
+        """Appends a line of kind start."""
+        self._append("start", asdict(start))
 
     def train(self, metrics: Metrics) -> None:
         """Appends a line of kind train."""
@@ -212,9 +342,12 @@ class MetricsFile:
     def text(self, tag: str, text: str) -> None:
         """Texts are not figures: run.json holds what there is to know."""
 
-    def _append(self, kind: str, values: dict[str, float | int]) -> None:
+    def _append(self, kind: str, values: Mapping[str, float | int | str | None]) -> None:
         # JSON has no NaN or infinity: a skipped step's gradient norm is written as null.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         record = {"kind": kind, "time": round(time.time(), 3), **finite}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()

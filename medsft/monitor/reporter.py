@@ -9,7 +9,7 @@ from typing import Protocol
 
 from medsft.monitor.console import Console
 from medsft.monitor.health import Health
-from medsft.monitor.metrics import Metrics, MetricsFile, Save
+from medsft.monitor.metrics import Metrics, MetricsFile, Save, Start
 from medsft.monitor.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 class Sink(Protocol):
     """A place that reports go to."""
+
+    def start(self, start: Start) -> None:
+        """A process begins."""
 
     def train(self, metrics: Metrics) -> None:
         """Figures of a logged step."""
@@ -54,6 +57,10 @@ class Reporter:
                     name = type(sink).__name__
                     fault = str(error) or type(error).__name__
                     logger.warning("%s cannot write (%s); the training goes on without it", name, fault)
+
+    def start(self, start: Start) -> None:
+        """A process begins."""
+        self._each(lambda sink: sink.start(start))
 
     def train(self, metrics: Metrics) -> None:
         """Figures of a logged step."""

@@ -1,31 +1,17 @@
-"""`medsft report`: runs as one HTML page with curves in SVG, that needs neither network nor script."""
+"""`medsft report`: runs as one HTML page with curves in SVG."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import Any
 
-from medsft.errors import UserError
-from medsft.run_folder import RunFolder
+from medsft.monitor.console import duration
+from medsft.monitor.run import Record, Run, is_number
+from medsft.pages.line_chart import Chart, Series, colour_of, line_chart
+from medsft.pages.page import render, shown
 
-Record = Mapping[str, Any]
-Point = tuple[float, float | None]
-
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 520, 240, 62, 26, 10
-_COLOURS = ("#1f6fb4", "#d1602b", "#2f8f4e", "#8a4fb0", "#b8860b", "#555555")
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#222}"
-    "figure{display:inline-block;margin:.5em}figcaption{font-weight:bold}"
-    "svg{background:#fafbfc;border:1px solid #ddd}"
-    "table{border-collapse:collapse;margin:1em 0}"
-    "th,td{border:1px solid #ccc;padding:.25em .6em;text-align:left;vertical-align:top}"
-    "th{background:#f3f5f8}.gap{color:#a33}"
-)
+_PAGE = Path(__file__).with_name("run_page.html.jinja")
 
 
 @dataclass(frozen=True)
@@ -37,203 +23,191 @@ class Curve:
     field: str
 
 
-CURVES = (
-    Curve("training loss 训练损失 (nats)", "train", "loss"),
-    Curve("validation loss 验证损失 (nats)", "validation", "loss"),
-    Curve("learning rate 学习率", "train", "learning_rate"),
-    Curve("gradient norm 梯度范数", "train", "grad_norm"),
-    Curve("throughput 吞吐量 (tokens/s)", "train", "tokens_per_s"),
-    Curve("time of a step 每步用时 (s)", "train", "step_time_s"),
-    Curve("packing 打包效率", "train", "packing_efficiency"),
-    Curve("skipped steps 跳过的步数", "train", "skipped_steps"),
-    Curve("wait for a checkpoint 检查点等待 (s)", "checkpoint", "stall_s"),
-)
+GROUPS: Mapping[str, Sequence[Curve]] = {
+    "Learning 学习": (
+        Curve("training loss 训练损失 (nats)", "train", "loss"),
+        Curve("validation loss 验证损失 (nats)", "validation", "loss"),
+        Curve("learning rate 学习率", "train", "learning_rate"),
+        Curve("gradient norm 梯度范数", "train", "grad_norm"),
+        Curve("skipped steps 跳过的步数", "train", "skipped_steps"),
+        Curve("loss scale 损失缩放", "train", "loss_scale"),
+    ),
+    "Speed 速度": (
+        Curve("throughput 吞吐量 (tokens/s)", "train", "tokens_per_s"),
+        Curve("supervised tokens 监督 token (tokens/s)", "train", "supervised_tokens_per_s"),
+        Curve("examples 样本 (1/s)", "train", "examples_per_s"),
+        Curve("MFU 算力利用率", "train", "mfu"),
+        Curve("arithmetic of a device 单卡有效算力 (TFLOP/s)", "train", "tflops_per_device"),
+        Curve("packing 打包效率", "train", "packing_efficiency"),
+    ),
+    "Time of a step 每步用时": (
+        Curve("whole step 整步 (s)", "train", "step_time_s"),
+        Curve("forward 前向 (s)", "train", "forward_s"),
+        Curve("backward 反向 (s)", "train", "backward_s"),
+        Curve("optimiser 优化器 (s)", "train", "optimizer_s"),
+        Curve("wait for data 等数据 (s)", "train", "data_wait_s"),
+        Curve("own work of the slowest rank 最慢进程 (s)", "train", "busy_max_s"),
+    ),
+    "Memory and checkpoints 内存与检查点": (
+        Curve("GPU memory, peak 显存峰值 (GB)", "train", "gpu_peak_gb"),
+        Curve("GPU memory, reserved 显存预留 (GB)", "train", "gpu_reserved_gb"),
+        Curve("host memory of a rank 单进程内存 (GB)", "train", "host_memory_gb"),
+        Curve("wait for a checkpoint 检查点等待 (s)", "checkpoint", "stall_s"),
+        Curve("writing a checkpoint 检查点写盘 (s)", "checkpoint", "write_s"),
+    ),
+}
+
+_SUMMARY = {
+    "loss 损失": "loss",
+    "tokens/s": "tokens_per_s",
+    "MFU": "mfu",
+    "packing 打包": "packing_efficiency",
+    "host memory 内存 (GB)": "host_memory_gb",
+}
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run's folder tells.
+class Table:
+    """A table: cells as they are shown, the first row being the head; or pairs of name and value."""
 
-    Attributes:
-        name: how the page calls it.
-        records: the whole lines of metrics.jsonl, in order.
-        num_damaged: lines that cannot be read: the last one while the run writes it, others after damage.
-        description: run.json; empty where there is none.
-        evaluation: what `medsft eval` left in the run's folder; empty where it has not been there.
-        is_done: whether the run finished.
-    """
-
-    name: str
-    records: tuple[Record, ...]
-    num_damaged: int
-    description: Record
-    evaluation: Record
-    is_done: bool
-
-    def points(self, curve: Curve) -> list[Point]:
-        """(step, value) of a curve; None where the value is missing or no number."""
-        of_kind = [record for record in self.records if record.get("kind") == curve.kind]
-        return [
-            (record["step"], _number(record.get(curve.field)))
-            for record in of_kind
-            if isinstance(record.get("step"), int)
-        ]
-
-
-def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
-def read_run(path: Path) -> Run:
-    """Reads a run's folder, while it is being written too; raises `UserError` where there is no run."""
-    folder = RunFolder(path)
-    if not folder.metrics.is_file() and not folder.description.is_file():
-        raise UserError(
-            f"{path} holds no run: neither run.json nor metrics.jsonl is there. Give the --output_dir of a "
-            "training."
-        )
-    records, num_damaged = [], 0
-    lines = folder.metrics.read_bytes().splitlines() if folder.metrics.is_file() else []
-    for line in lines:
-        record = _object(line)
-        if record:
-            records.append(record)
-        elif line.strip():
-            num_damaged += 1
-    description, evaluation = (
-        _object(file.read_bytes()) if file.is_file() else {}
-        for file in (folder.description, path / "evaluation" / "evaluation.json")
-    )
-    return Run(str(path), tuple(records), num_damaged, description, evaluation, folder.done.exists())
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    """A JSON object, or an empty one where the text is none."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    title: str
+    rows: Sequence[Sequence[str]]
+    has_head: bool = False
 
 
 def run_page(runs: Sequence[Run]) -> str:
     """The whole page; runs are drawn into the same charts."""
-    legend = " ".join(
-        f'<span style="color:{_colour(number)}">■</span> {escape(run.name)}'
-        for number, run in enumerate(runs)
+    colours = [colour_of(number) for number in range(len(runs))]
+    groups = {title: _charts(curves, runs, colours) for title, curves in GROUPS.items()}
+    progress = line_chart(
+        "progress 进度 (steps; ◆ checkpoint 检查点, ▲ start 启动)",
+        [_progress(run, colour) for run, colour in zip(runs, colours, strict=True)],
+        lambda seconds: duration(seconds),
     )
-    charts = "".join(_chart(curve, [run.points(curve) for run in runs]) for curve in CURVES)
-    return (
-        '<!doctype html><html lang="zh"><head><meta charset="utf-8"><title>medsft report</title>'
-        f"<style>{_STYLE}</style></head><body><h1>Training 训练报告</h1><p>{legend}</p>"
-        f"{_summary(runs)}{charts}{''.join(map(_details, runs))}</body></html>\n"
+    return render(
+        _PAGE,
+        runs=list(zip(runs, colours, strict=True)),
+        summary=_summary(runs),
+        damaged=[(run.name, _numbers(run.damaged)) for run in runs if run.damaged],
+        progress=progress,
+        groups={title: charts for title, charts in groups.items() if charts},
+        tables=[(run.name, _tables(run)) for run in runs],
     )
 
 
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
+def _charts(curves: Sequence[Curve], runs: Sequence[Run], colours: Sequence[str]) -> list[Chart]:
+    drawn = (
+        line_chart(
+            curve.title,
+            [
+                Series(run.name, colour, run.points(curve.kind, curve.field))
+                for run, colour in zip(runs, colours, strict=True)
+            ],
+            lambda step: f"step {step:g}",
+        )
+        for curve in curves
+    )
+    return [chart for chart in drawn if chart is not None]
 
 
-def _chart(curve: Curve, series: Sequence[Sequence[Point]]) -> str:
-    """An SVG of one curve for each run; values that are missing leave a gap. Empty where nobody has any."""
-    known = [point for points in series for point in points if point[1] is not None]
-    if not known:
-        return ""
-    steps, values = [x for x, _ in known], [y for _, y in known]
-    low, high = min(values), max(values)
-    margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    low, high, last = low - margin, high + margin, max(steps)
-    first = min(*steps, last - 1)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        right = _LEFT + (x - first) / (last - first) * (_WIDTH - _LEFT - 12)
-        return right, _HEIGHT - _BOTTOM - (y - low) / (high - low) * (_HEIGHT - _BOTTOM - _TOP)
-
-    parts = []
-    for share in (0.05, 0.5, 0.95):
-        value = low + share * (high - low)
-        _, y = place(first, value)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 4}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for step, anchor in ((first, "start"), (last, "end")):
-        x, _ = place(step, low)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">step {step:g}</text>')
-    for number, points in enumerate(series):
-        for stretch in _stretches(points):
-            places = [place(*point) for point in stretch]
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            colour = _colour(number)
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-            x, y = places[-1]
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>')
-    size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
-    picture = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-size="11">{"".join(parts)}</svg>'
-    return f"<figure><figcaption>{escape(curve.title)}</figcaption>{picture}</figure>"
+def _progress(run: Run, colour: str) -> Series:
+    """Steps over the seconds since the run's first line, with its starts and checkpoints."""
+    timed = [
+        record
+        for kind in ("start", "train", "checkpoint")
+        for record in run.of_kind(kind)
+        if is_number(record.get("time"))
+    ]
+    timed.sort(key=lambda record: record["time"])
+    begin_s = timed[0]["time"] if timed else 0.0
+    points: list[tuple[float, float | None]] = []
+    marks = []
+    for record in timed:
+        place = record["time"] - begin_s, record["step"]
+        if record["kind"] == "train":
+            points.append(place)
+        elif record["kind"] == "start":
+            # Between the last line of one process and the first of the next nothing was trained.
+            points += [(place[0], None), place]
+            marks.append((*place, "▲", f"start at step {record['step']:g}"))
+        else:
+            marks.append((*place, "◆", f"checkpoint of step {record['step']:g}"))
+    return Series(run.name, colour, points, marks)
 
 
-def _stretches(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
-    """Runs of points without a gap between them."""
-    stretches: list[list[tuple[float, float]]] = [[]]
-    for x, y in points:
-        if y is not None:
-            stretches[-1].append((x, y))
-        elif stretches[-1]:
-            stretches.append([])
-    return [stretch for stretch in stretches if stretch]
-
-
-def _summary(runs: Sequence[Run]) -> str:
-    """One row a run: how far it is and its last figures."""
-    rows = []
+def _summary(runs: Sequence[Run]) -> list[list[str]]:
+    """The head, and a row for each run: how far it is and its last figures."""
+    head = ["run 训练", "state 状态", "step 步", "starts 启动", "checkpoints 检查点", *_SUMMARY]
+    rows = [[*head, "validation loss, best 最低验证损失"]]
     for run in runs:
-        last = next((record for record in reversed(run.records) if record.get("kind") == "train"), {})
-        damaged = f'<span class="gap">{run.num_damaged} unreadable</span>' if run.num_damaged else "0"
-        saves = sum(record.get("kind") == "checkpoint" for record in run.records)
-        cells = [
-            escape(run.name),
-            "finished 已完成" if run.is_done else "not finished 未完成",
-            escape(f"{last.get('step', 0)} / {run.description.get('num_steps', '?')}"),
-            _shown(last.get("loss")),
-            _shown(last.get("tokens_per_s")),
-            str(saves),
-            damaged,
-        ]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = ("run", "state", "step", "loss", "tokens/s", "checkpoints", "damaged lines")
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(rows)}</table>"
+        last = run.last("train")
+        losses = [value for _, value in run.points("validation", "loss") if value is not None]
+        rows.append(
+            [
+                run.name,
+                "finished 已完成" if run.is_done else "not finished 未完成",
+                f"{shown(last.get('step', 0))} / {shown(run.description.get('num_steps', '?'))}",
+                shown(max(1, len(run.of_kind("start")))),
+                shown(len(run.of_kind("checkpoint"))),
+                *(shown(last.get(field)) for field in _SUMMARY.values()),
+                shown(min(losses, default=None)),
+            ]
+        )
+    return rows
 
 
-def _details(run: Run) -> str:
-    """Evaluation, configuration and data of one run."""
-    flags = run.description.get("flags")
-    facts = {name: value for name, value in run.description.items() if isinstance(value, str | int | float)}
-    return (
-        f"<h2>{escape(run.name)}</h2>"
-        + _table("Evaluation 评测", _flat(run.evaluation))
-        + _table("Run 训练", facts)
-        + _table("Flags 参数", flags if isinstance(flags, dict) else {})
-    )
+def _tables(run: Run) -> list[Table]:
+    """Evaluation, data, configuration of one run."""
+    facts = dict(run.description)
+    parts = {
+        name: facts.pop(name, None) for name in ("data", "validation_data", "flags", "deepspeed", "versions")
+    }
+    tables = [
+        table
+        for name, found in run.evaluations.items()
+        for table in _nested(f"Evaluation 评测: {name}", found)
+    ]
+    tables += _nested("Run 训练", facts)
+    for name, title in (
+        ("data", "Training data 训练数据"),
+        ("validation_data", "Validation data 验证数据"),
+        ("flags", "Flags 参数"),
+        ("deepspeed", "DeepSpeed"),
+        ("versions", "Versions 版本"),
+    ):
+        part = parts[name]
+        tables += _nested(title, part) if isinstance(part, dict) else []
+    return tables
 
 
-def _flat(values: Record) -> dict[str, object]:
-    """Values of an object and of the objects in it."""
-    flat: dict[str, object] = {}
+def _nested(title: str, values: Record) -> list[Table]:
+    """An object as tables: plain values as pairs, a list of objects as a table of its own."""
+    plain = [[name, shown(value)] for name, value in _flat(values) if not _is_list_of_objects(value)]
+    tables = [Table(title, plain)] if plain else []
+    for name, value in _flat(values):
+        if _is_list_of_objects(value):
+            names = list(dict.fromkeys(key for item in value for key in item))
+            rows = [names, *([shown(item.get(key)) for key in names] for item in value)]
+            tables.append(Table(f"{title}: {name}", rows, has_head=True))
+    return tables
+
+
+def _flat(values: Record, before: str = "") -> list[tuple[str, object]]:
+    """Name and value, those of objects inside under `outer.inner`."""
+    flat: list[tuple[str, object]] = []
     for name, value in values.items():
-        flat.update(value if isinstance(value, dict) else {name: value})
+        if isinstance(value, dict) and value:
+            flat += _flat(value, f"{before}{name}.")
+        else:
+            flat.append((f"{before}{name}", value))
     return flat
 
 
-def _table(title: str, values: Mapping[str, object]) -> str:
-    if not values:
-        return ""
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{_shown(value)}</td></tr>" for name, value in values.items()
-    )
-    return f"<details open><summary>{title}</summary><table>{rows}</table></details>"
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _shown(value: object) -> str:
-    if value is None or value == []:
-        return "—"
-    return f"{value:,.5g}" if isinstance(value, float) else escape(str(value))
+def _numbers(numbers: Sequence[int]) -> str:
+    """The first numbers of lines, and how many more there are."""
+    first = ", ".join(map(str, numbers[:5]))
+    return first if len(numbers) <= 5 else f"{first} … ({len(numbers)})"

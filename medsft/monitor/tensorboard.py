@@ -6,18 +6,34 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from medsft.monitor.metrics import Metrics, Save
+from medsft.monitor.metrics import Metrics, Save, Start
 
 # Field of Metrics -> tag; TensorBoard groups by what stands before the slash.
 TAGS = {
     "loss": "loss/train",
     "learning_rate": "optimization/learning_rate",
     "grad_norm": "optimization/gradient_norm",
+    "loss_scale": "optimization/loss_scale",
     "skipped_steps": "optimization/skipped_steps",
     "tokens_per_s": "throughput/tokens_per_s",
     "supervised_tokens_per_s": "throughput/supervised_tokens_per_s",
-    "step_time_s": "throughput/step_time_s",
+    "examples_per_s": "throughput/examples_per_s",
+    "tflops_per_device": "throughput/tflops_per_device",
+    "mfu": "throughput/mfu",
     "packing_efficiency": "throughput/packing_efficiency",
+    "step_time_s": "step/whole_s",
+    "forward_s": "step/forward_s",
+    "backward_s": "step/backward_s",
+    "optimizer_s": "step/optimizer_s",
+    "data_wait_s": "step/data_wait_s",
+    "busy_min_s": "ranks/busy_min_s",
+    "busy_median_s": "ranks/busy_median_s",
+    "busy_max_s": "ranks/busy_max_s",
+    "slowest_rank": "ranks/slowest_rank",
+    "gpu_allocated_gb": "memory/gpu_allocated_gb",
+    "gpu_reserved_gb": "memory/gpu_reserved_gb",
+    "gpu_peak_gb": "memory/gpu_peak_gb",
+    "host_memory_gb": "memory/host_gb",
     "tokens_seen": "progress/tokens_seen",
     "examples_seen": "progress/examples_seen",
     "epoch": "progress/epoch",
@@ -29,10 +45,22 @@ LAYOUT = {
         "loss": ["Multiline", ["loss/train", "loss/validation"]],
         "learning rate": ["Multiline", ["optimization/learning_rate"]],
         "gradient norm": ["Multiline", ["optimization/gradient_norm"]],
+        "loss scale": ["Multiline", ["optimization/loss_scale"]],
+        "skipped steps": ["Multiline", ["optimization/skipped_steps"]],
     },
     "speed": {
         "tokens a second": ["Multiline", ["throughput/tokens_per_s", "throughput/supervised_tokens_per_s"]],
-        "seconds of a step": ["Multiline", ["throughput/step_time_s"]],
+        "examples a second": ["Multiline", ["throughput/examples_per_s"]],
+        "MFU": ["Multiline", ["throughput/mfu"]],
+        "packing": ["Multiline", ["throughput/packing_efficiency"]],
+        "seconds of a step": ["Multiline", [tag for tag in TAGS.values() if tag.startswith("step/")]],
+        "own work of the ranks": [
+            "Multiline",
+            ["ranks/busy_min_s", "ranks/busy_median_s", "ranks/busy_max_s"],
+        ],
+    },
+    "memory and checkpoints": {
+        "memory (GB)": ["Multiline", [tag for tag in TAGS.values() if tag.startswith("memory/")]],
         "checkpoints": ["Multiline", ["checkpoint/stall_s", "checkpoint/write_s"]],
     },
 }
@@ -51,6 +79,9 @@ class TensorBoard:
         if not self._has_texts:
             self._writer.add_custom_scalars(LAYOUT)
 
+    def start(self, start: Start) -> None:
+        """Seen in metrics.jsonl; TensorBoard is told what to forget when it is opened."""
+
     def text(self, tag: str, text: str) -> None:
         """A text card, such as the flags or the first example."""
         if not self._has_texts:
@@ -58,9 +89,11 @@ class TensorBoard:
             self._writer.flush()
 
     def train(self, metrics: Metrics) -> None:
-        """One point of every train curve."""
+        """One point of every train curve that has a value."""
         for name, tag in TAGS.items():
-            self._writer.add_scalar(tag, getattr(metrics, name), metrics.step)
+            value = getattr(metrics, name)
+            if value is not None:
+                self._writer.add_scalar(tag, value, metrics.step)
         self._writer.flush()
 
     def validation(self, step: int, loss: float) -> None:

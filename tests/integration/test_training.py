@@ -64,14 +64,24 @@ def test_the_loss_falls_and_every_figure_is_there(finished_run):
     assert metrics[-1]["epoch"] == 3.0
     assert metrics[-1]["packing_efficiency"] > 0.95
     assert metrics[0]["supervised_tokens_per_s"] < metrics[0]["tokens_per_s"]
+    for line in metrics:
+        parts = line["forward_s"] + line["backward_s"] + line["optimizer_s"]
+        # Means over the ranks; the whole is rank 0's own clock.
+        assert 0 < parts < 1.5 * line["step_time_s"]
+        assert 0 < line["busy_min_s"] <= line["busy_median_s"] <= line["busy_max_s"]
+        assert line["host_memory_gb"] > 0.1 and line["tflops_per_device"] > 0
+        # A CPU has no memory of its own, nobody states its peak, and bf16 needs no loss scale.
+        assert all(line[name] is None for name in ("gpu_peak_gb", "mfu", "loss_scale"))
+    assert [(line["step"], line["world_size"]) for line in read_metrics(run, "start")] == [(0, 2)]
 
 
 def test_tensorboard_has_the_same_points(finished_run):
     run, *_ = finished_run
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     for name, tag in TAGS.items():
-        points = [(event.step, event.value) for event in events.Scalars(tag)]
-        assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in read_metrics(run)]
+        known = [line for line in read_metrics(run) if line[name] is not None]
+        points = [(event.step, event.value) for event in events.Scalars(tag)] if known else []
+        assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in known]
     for name in ("stall_s", "write_s"):
         points = [(event.step, event.value) for event in events.Scalars(f"checkpoint/{name}")]
         saves = read_metrics(run, "checkpoint")

@@ -24,6 +24,7 @@ FORBIDDEN = {
     "knowledge": {"config", *RUN},
     "run_folder": {"chatglm", "data", *RUN},
     "launch": {"*"},
+    "pages": {"*"},
     "run_lock": {"chatglm", "data", *RUN},
     "provenance": {"chatglm", "data", *RUN},
     "monitor": {"data", *RUN - {"monitor"}},

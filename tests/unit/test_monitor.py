@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 
 from medsft.monitor.console import duration, save_line, seconds_left, step_line
-from medsft.monitor.metrics import Figures, Metrics, MetricsFile, Save
+from medsft.monitor.metrics import Figures, Hardware, Metrics, MetricsFile, Save
 from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.monitor.tensorboard import TAGS, TensorBoard
 
@@ -36,6 +36,23 @@ METRICS = Metrics(
     packing_efficiency=0.979,
     skipped_steps=1,
     step_time_s=0.5,
+    examples_per_s=19.2,
+    tflops_per_device=101.5,
+    mfu=0.325,
+    loss_scale=65536.0,
+    forward_s=0.15,
+    backward_s=0.28,
+    optimizer_s=0.05,
+    data_wait_s=0.01,
+    busy_min_s=0.12,
+    busy_median_s=0.13,
+    busy_max_s=0.2,
+    slowest_rank=1,
+    slowest_host="node-1",
+    gpu_allocated_gb=40.0,
+    gpu_reserved_gb=60.0,
+    gpu_peak_gb=55.0,
+    host_memory_gb=12.5,
 )
 SAVE = Save(step=2, stall_s=0.21, write_s=3.4, num_bytes=1_200_000_000)
 
@@ -129,7 +146,7 @@ def test_tensorboard_shows_every_figure(tmp_path):
     board.text("data/first example", "病")
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert set(TAGS) == {field.name for field in fields(Metrics)} - {"step"}
+    assert set(TAGS) == {field.name for field in fields(Metrics)} - {"step", "slowest_host"}
     saves = {"checkpoint/stall_s": 0.21, "checkpoint/write_s": 3.4, "checkpoint/size_gb": 1.2}
     assert set(TAGS.values()) | {"loss/validation", *saves} == set(events.Tags()["scalars"])
     (point,) = events.Scalars("loss/train")
@@ -265,6 +282,18 @@ def test_durations_read_as_clock_time():
 
 
 @dataclass(frozen=True)
+class State:
+    """What steps leave and take, all of it 0 but for the skipped ones."""
+
+    num_skipped: int = 0
+    loss_scale: float | None = None
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    optimizer_s: float = 0.0
+    own_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Counts:
     num_examples: int
     num_tokens: int
@@ -276,30 +305,85 @@ def test_figures_weigh_losses_by_targets_and_begin_anew_after_a_report():
     figures = Figures(torch.device("cpu"), sum_over_ranks=lambda values: values * 2)  # as two like ranks
     figures.add(Counts(2, 10, 4, 16), torch.tensor(4.0), applied=True)
     figures.add(Counts(2, 20, 6, 24), torch.tensor(1.0), applied=True)
-    first = figures.report(2, 0.5, 1e-3, 1.5, 0)
+    first = figures.report(2, 0.5, 1e-3, 1.5, State())
     assert first.loss == pytest.approx(2 * 5.0 / 10)
     assert first.packing_efficiency == pytest.approx(30 / 40)
     assert (first.step, first.examples_seen, first.tokens_seen) == (2, 4, 30)
     assert first.tokens_per_s / first.supervised_tokens_per_s == pytest.approx(30 / 10)
     figures.add(Counts(1, 8, 2, 8), torch.tensor(3.0), applied=True)
-    second = figures.report(3, 0.75, 1e-3, 1.5, 1)
+    second = figures.report(3, 0.75, 1e-3, 1.5, State(1))
     assert second.loss == pytest.approx(2 * 3.0 / 2)
     assert (second.examples_seen, second.tokens_seen, second.packing_efficiency) == (5, 38, 1.0)
     assert figures.totals() == {"examples_seen": 5, "tokens_seen": 38, "train_loss": second.loss}
+
+
+def test_what_all_ranks_measured_comes_into_one_report():
+    """Two hosts with three ranks: this one is rank 0; the others have waited, hold more, work longer."""
+    own = {}
+
+    def gather(numbers):
+        own["numbers"] = numbers
+        forward_s, backward_s, optimizer_s, wait_s, busy_s, *gpu, host_gb = numbers
+        return [
+            numbers,
+            [forward_s + 0.3, backward_s, optimizer_s, wait_s + 1.0, busy_s + 0.5, *gpu, host_gb + 2],
+            [forward_s, backward_s, optimizer_s, wait_s, busy_s + 0.1, *gpu, host_gb],
+        ]
+
+    hardware = Hardware(("node-0", "node-1", "node-1"), peak_flops=1e12)
+    figures = Figures(torch.device("cpu"), lambda values: values, gather, hardware, lambda step: 1e9 * step)
+    steps = [Counts(4, 10, 4, 16), Counts(4, 20, 6, 24)]
+    for counts in figures.waiting(steps):
+        figures.add(counts, torch.tensor(1.0), applied=True)
+    metrics = figures.report(9, 0.5, 1e-3, 1.5, State(0, 1024.0, 0.8, 1.6, 0.4, 0.7))
+    assert (metrics.forward_s, metrics.backward_s) == (pytest.approx(0.4 + 0.1), pytest.approx(0.8))
+    assert metrics.optimizer_s == pytest.approx(0.2)
+    assert metrics.data_wait_s == pytest.approx(own["numbers"][3] + 1.0)
+    assert metrics.busy_min_s == pytest.approx(0.7 + own["numbers"][3])
+    assert metrics.busy_median_s == pytest.approx(metrics.busy_min_s + 0.1)
+    assert metrics.busy_max_s == pytest.approx(metrics.busy_min_s + 0.5)
+    assert (metrics.slowest_rank, metrics.slowest_host) == (1, "node-1")
+    assert metrics.host_memory_gb == own["numbers"][-1] + 2 and metrics.gpu_peak_gb is None
+    assert metrics.loss_scale == 1024.0
+    # Steps 8 and 9, number 7 and 8 from 0, and three devices of 1 TFLOP/s.
+    assert metrics.tflops_per_device == pytest.approx(15e9 / (2 * metrics.step_time_s) / 3 / 1e12)
+    assert metrics.mfu == pytest.approx(metrics.tflops_per_device)
+    assert metrics.examples_per_s == pytest.approx(8 / (2 * metrics.step_time_s))
+
+
+def test_a_device_that_nobody_knows_has_no_mfu():
+    figures = Figures(torch.device("cpu"), lambda values: values, flops_of_step=lambda step: 1e9)
+    figures.add(Counts(4, 10, 4, 16), torch.tensor(1.0), applied=True)
+    metrics = figures.report(1, 0.5, 1e-3, 1.5, State())
+    assert metrics.mfu is None and metrics.tflops_per_device > 0
+
+
+def test_the_time_for_which_steps_are_waited_is_a_wait_for_data():
+    def slow():
+        for number in range(2):
+            time.sleep(0.02)
+            yield number
+
+    figures = Figures(torch.device("cpu"), lambda values: values)
+    for _ in figures.waiting(slow()):
+        time.sleep(0.05)
+        figures.add(Counts(4, 10, 4, 16), torch.tensor(1.0), applied=True)
+    metrics = figures.report(2, 0.5, 1e-3, 1.5, State())
+    assert 0.02 <= metrics.data_wait_s <= metrics.step_time_s - 0.05
 
 
 def test_the_loss_of_a_skipped_step_is_left_out():
     figures = Figures(torch.device("cpu"), sum_over_ranks=lambda values: values)
     figures.add(Counts(1, 8, 2, 8), torch.tensor(3.0), applied=True)
     figures.add(Counts(1, 8, 2, 8), torch.tensor(float("nan")), applied=False)
-    assert figures.report(2, 0.1, 1e-3, 1.0, 1).loss == pytest.approx(1.5)
+    assert figures.report(2, 0.1, 1e-3, 1.0, State(1)).loss == pytest.approx(1.5)
     figures.add(Counts(1, 8, 2, 8), torch.tensor(float("nan")), applied=False)
-    assert math.isnan(figures.report(3, 0.1, 1e-3, float("inf"), 2).loss)
+    assert math.isnan(figures.report(3, 0.1, 1e-3, float("inf"), State(2)).loss)
 
 
 NUM_STEPS = 14
 # Which are not bit-exact over a stop, being measured.
-MEASURED = {"tokens_per_s", "supervised_tokens_per_s", "step_time_s"}
+MEASURED = {name for name in TAGS if name.endswith(("_s", "_gb", "_device"))}
 
 
 def report_run(stopped_after: int | None) -> list[str]:
@@ -317,7 +401,7 @@ def report_run(stopped_after: int | None) -> list[str]:
         counts = Counts(3, 40 + step, 7 * step, 64)
         figures.add(counts, loss_sum if applied else torch.tensor(float("nan")), applied)
         if step % 4 == 0 or step == NUM_STEPS:
-            metrics = asdict(figures.report(step, step / 7, 1e-3, 1.0, 0))
+            metrics = asdict(figures.report(step, step / 7, 1e-3, 1.0, State()))
             reports.append(repr({name: value for name, value in metrics.items() if name not in MEASURED}))
         if step == stopped_after:
             text = json.dumps(figures.state(), allow_nan=False)
@@ -344,7 +428,7 @@ def test_the_time_before_a_stop_counts_and_the_pause_does_not():
     assert first == second
     figures.restore({**first, "seconds_since_report": 1000.0}, 3.0)
     assert figures.state()[0]["seconds_since_report"] >= 1000.0
-    metrics = figures.report(1, 0.1, 1e-3, 1.0, 0)
+    metrics = figures.report(1, 0.1, 1e-3, 1.0, State())
     assert metrics.step_time_s >= 1000.0
     assert metrics.tokens_per_s == pytest.approx(8 / metrics.step_time_s)
 

@@ -2,11 +2,12 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medsft.monitor.health import WINDOW, Health
+from medsft.monitor.health import STRAGGLER_REPORTS, WINDOW, Health
 from medsft.monitor.metrics import Metrics
 from medsft.monitor.reporter import Reporter
 from medsft.monitor.tensorboard import LAYOUT, TAGS, TensorBoard
@@ -44,6 +45,25 @@ def test_a_sound_training_is_left_alone(caplog):
 def test_each_trouble_is_told_once(losses, norms, said, caplog):
     (warning,) = warnings(caplog, losses, norms)
     assert said in warning
+
+
+def test_a_rank_that_holds_the_others_up_is_named_once(caplog):
+    health = Health()
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 30):
+            # First now this one is the slowest, now that one; from step 12 on it is always rank 3.
+            slowest, times = (3, 1.4) if step >= 12 else (step % 3, 1.4)
+            health.train(
+                replace(
+                    metrics(step, 2.0 - step / 100),
+                    busy_median_s=0.5,
+                    busy_max_s=0.5 * times,
+                    slowest_rank=slowest,
+                    slowest_host="node-7",
+                )
+            )
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"step {11 + STRAGGLER_REPORTS}: rank 3 on host node-7 needs 0.7 s")
 
 
 def test_a_skipped_stretch_is_no_trouble(caplog):

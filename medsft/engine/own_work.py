@@ -1,0 +1,46 @@
+"""How long this rank itself works in a step, apart from all waiting for others.
+
+The ranks of a ZeRO-3 training wait for each other in every layer, so that all have the same step time, the
+slow one and those that wait for it. What differs is the time of the work between the collectives: here that
+of the modules that hold parameters (matrix products, LayerNorms, embedding), forward and where the forward
+pass is repeated for the backward pass, and of the optimizer's update. DeepSpeed gathers a module's weights in
+a hook before its forward pass; the hooks here stand inside of that one. The backward pass cannot be taken
+apart so, and is twice the forward one on the same hardware.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from medsft.engine.stopwatch import Moment, Stopwatch
+
+NAME = "own"
+"""What the seconds are called on the stopwatch."""
+
+
+class OwnWork:
+    """Measures while `is_on`: two moments for each module call, so not in every step."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, stopwatch: Stopwatch) -> None:
+        """`module` must have DeepSpeed's hooks already."""
+        self.is_on = False
+        self._stopwatch = stopwatch
+        self._begin: Moment | None = None
+        for part in module.modules():
+            if next(part.parameters(recurse=False), None) is not None:
+                part.register_forward_pre_hook(self._started)
+                part.register_forward_hook(self._ended, prepend=True)
+        optimizer.register_step_pre_hook(self._started)
+        optimizer.register_step_post_hook(self._ended)
+
+    def _started(self, *_: Any) -> None:
+        if self.is_on:
+            self._begin = self._stopwatch.now()
+
+    def _ended(self, *_: Any) -> None:
+        if self.is_on and self._begin is not None:
+            self._stopwatch.add(NAME, self._begin, self._stopwatch.now())
+            self._begin = None

@@ -1,0 +1,103 @@
+"""What a run's folder tells of it, read while it is being written too."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsft.errors import UserError
+from medsft.run_folder import RunFolder
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: how the page calls it.
+        records: the whole lines of metrics.jsonl, in order.
+        damaged: numbers of the lines, from 1, that cannot be read: the last while the run writes it, others
+            after damage.
+        description: run.json; empty where there is none.
+        evaluations: file name -> JSON object that `medsft eval` and the like left in `evaluation`.
+        is_done: whether the run finished.
+    """
+
+    name: str
+    records: tuple[Record, ...]
+    damaged: tuple[int, ...]
+    description: Record
+    evaluations: Mapping[str, Record]
+    is_done: bool
+
+    def of_kind(self, kind: str) -> list[Record]:
+        """Lines of one kind that have a step."""
+        return [
+            record
+            for record in self.records
+            if record.get("kind") == kind and is_number(record.get("step")) and record["step"] >= 0
+        ]
+
+    def points(self, kind: str, field: str) -> list[tuple[float, float | None]]:
+        """(step, value); None where the value is missing or no number, and where lines were unreadable."""
+        points: list[tuple[float, float | None]] = []
+        for record in self.of_kind(kind):
+            if record.get("after_damage"):
+                points.append((record["step"], None))
+            value = record.get(field)
+            points.append((record["step"], float(value) if is_number(value) else None))
+        return points
+
+    def last(self, kind: str) -> Record:
+        """The last line of a kind; empty where there is none."""
+        return next(reversed(self.of_kind(kind)), {})
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from JSON is a number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run's folder; raises `UserError` where there is no run, or it cannot be read."""
+    folder = RunFolder(path)
+    if not folder.metrics.is_file() and not folder.description.is_file():
+        raise UserError(
+            f"{path} holds no run: neither run.json nor metrics.jsonl is there. Give the --output_dir of a "
+            "training."
+        )
+    try:
+        lines = folder.metrics.read_bytes().splitlines() if folder.metrics.is_file() else []
+        description = _object(folder.description.read_bytes()) if folder.description.is_file() else {}
+        evaluations = {
+            file.name: found
+            for file in sorted((path / "evaluation").glob("*.json"))
+            if (found := _object(file.read_bytes()))
+        }
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); give a folder that can.") from error
+    records: list[Record] = []
+    damaged: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        record = _object(line)
+        if record:
+            # What follows unreadable lines is not joined to what stands before them.
+            records.append({**record, "after_damage": True} if number - 1 in damaged else record)
+        elif line.strip():
+            damaged.append(number)
+    return Run(str(path), tuple(records), tuple(damaged), description, evaluations, folder.done.exists())
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object, or an empty one where the text is none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

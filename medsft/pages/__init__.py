@@ -1,0 +1,1 @@
+"""Pages that commands write: one look, one file each, no network and no script."""
