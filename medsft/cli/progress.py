@@ -1,44 +1,24 @@
-"""Progress of long commands on the terminal."""
+"""Progress of long commands on the terminal; plain lines where stderr is none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calls with what is done and what there is in all."""
-    from rich.console import Console
-    from rich.progress import Progress
+def progress(what: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """A bar with time left on stderr, moved by calls with what is done and what there is in all."""
+    import typer
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    from medsft.data.progress import terminal_progress
+
+    return terminal_progress(what, lambda line: typer.echo(line, err=True))
 
 
 @contextmanager
 def byte_progress(what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr with bytes and speed, moved by calls with the bytes done since the last call."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    """The same, moved by calls with the bytes done since the last call."""
+    from medsft.data.progress import counting
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=num_bytes)
-        yield lambda num_done: bar.advance(task, num_done)
+    with progress(what) as report:
+        yield counting(report, num_bytes)

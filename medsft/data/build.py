@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import multiprocessing
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +15,7 @@ from medsft.data.encode import Encoded, Tokenizer, encode_example
 from medsft.data.records import BadLine, Columns, Example, iter_file
 from medsft.data.summary import Summary, length_quantiles
 from medsft.data.template import AUTO, detect_template
+from medsft.data.workers import mapped
 from medsft.files import sync
 
 ARROW_FILE = "tokens.arrow"
@@ -108,42 +107,6 @@ def _chunks(records: Iterable[_Record]) -> Iterator[list[_Record]]:
         yield chunk
 
 
-_encoder: _ChunkEncoder | None = None
-"""The encoder of a worker process; sent once to each, as a tokenizer is large."""
-
-
-def _start_worker(encoder: _ChunkEncoder) -> None:
-    global _encoder
-    _encoder = encoder
-
-
-def _work(chunk: list[_Record]) -> list[Encoded | BadLine]:
-    assert _encoder is not None
-    return _encoder(chunk)
-
-
-def _encode_all(
-    chunks: Iterator[list[_Record]], encoder: _ChunkEncoder, num_workers: int
-) -> Iterator[tuple[list[_Record], list[Encoded | BadLine]]]:
-    """Chunks with what became of them, in order whatever the number of processes."""
-    if num_workers <= 1:
-        for chunk in chunks:
-            yield chunk, encoder(chunk)
-        return
-    # Spawned, not forked: the trainer has threads by now, and a fork of threads may hang.
-    with ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
-    ) as pool:
-        pending: deque[tuple[list[_Record], Future]] = deque()
-        for chunk in chunks:
-            pending.append((chunk, pool.submit(_work, chunk)))
-            if len(pending) > 2 * num_workers:  # bounds what is held in memory
-                done, future = pending.popleft()
-                yield done, future.result()
-        for done, future in pending:
-            yield done, future.result()
-
-
 class _Counts:
     """Running counts of a build."""
 
@@ -224,7 +187,8 @@ def build(
     )
     counts = _Counts()
     with ArrowWriter(features=features, path=str(folder / ARROW_FILE)) as writer:
-        for chunk, encoded_chunk in _encode_all(_chunks(records), encoder, num_workers):
+        # Spawned, not forked: the trainer has threads by now, and a fork of threads may hang.
+        for chunk, encoded_chunk in mapped(encoder, _chunks(records), num_workers, "spawn"):
             rows: dict[str, list] = {name: [] for name in features}
             for record, encoded in zip(chunk, encoded_chunk, strict=True):
                 if isinstance(encoded, BadLine):

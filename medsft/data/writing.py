@@ -24,22 +24,30 @@ def check_output(output: Path, inputs: Sequence[str | Path]) -> None:
 
 
 @contextmanager
-def writing_lines(output: Path) -> Iterator[Write]:
-    """A function that writes records; the file takes its name only when the block ends without an error.
+def writing(output: Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes the output's name only when the block ends without an error.
 
     Raises `UserError` where it cannot be written (no room, no permission).
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as temporary, temporary.open("wb") as file:
-            yield lambda record: file.write(_as_line(record))
+        with replacing(output) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(
             f"The output {output} cannot be written: {error.strerror}. What was there before is as it was."
         ) from error
 
 
-def _as_line(record: Mapping[str, Any]) -> bytes:
+@contextmanager
+def writing_lines(output: Path) -> Iterator[Write]:
+    """A function that writes records; else as `writing`."""
+    with writing(output) as temporary, temporary.open("wb") as file:
+        yield lambda record: file.write(as_line(record))
+
+
+def as_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of a file."""
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate, which JSON can hold as an escape and UTF-8 cannot

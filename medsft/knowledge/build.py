@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medsft.data.files import expand_files
+from medsft.data.progress import Steps, bytes_of, counting, silent_steps
 from medsft.data.records import BadLine
-from medsft.data.writing import check_output, writing_lines
+from medsft.data.writing import check_output
 from medsft.errors import UserError
 from medsft.knowledge.card import write_card
 from medsft.knowledge.graph import Graph, read_graph
-from medsft.knowledge.pairs import KINDS, Pair, make_pairs
+from medsft.knowledge.pair_file import write_pairs
+from medsft.knowledge.pairs import KINDS, PairRecipe
 from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
 
 
@@ -58,25 +58,36 @@ def build_pairs(
     max_pairs: int | None = None,
     max_bad_share: float = 0.01,
     templates_file: Path = DEFAULT_TEMPLATES,
+    num_workers: int = 1,
+    steps: Steps = silent_steps,
 ) -> BuildSummary:
     """Writes `output` (.jsonl, an object with context, target and provenance a line), whole or not at all.
 
     Beside it goes a data card, `<name>.card.md`.
 
-    Arguments as in `read_graph` and `make_pairs`. Raises `UserError` as these do, and for an output that
-    cannot be written.
+    Arguments as in `read_graph`, `PairRecipe` and `write_pairs`. Raises `UserError` as these do, and for an
+    output that cannot be written.
     """
-    check_output(output, expand_files(graph_files))
+    paths = expand_files(graph_files)
+    check_output(output, paths)
+    if max_pairs is not None and max_pairs < 1:
+        raise UserError(f"The number of pairs to keep is {max_pairs}; it must be 1 or more.")
     templates = load_templates(templates_file)
-    graph = read_graph(graph_files, max_bad_share)
-    pairs = make_pairs(graph, templates, seed, kinds, num_phrasings, max_pairs)
-    if not pairs:
+    PairRecipe(Graph((), 0, ()), templates, seed, kinds, num_phrasings)
+    with steps("reading") as progress:
+        graph = read_graph(paths, max_bad_share, counting(progress, bytes_of(paths)))
+    recipe = PairRecipe(graph, templates, seed, kinds, num_phrasings)
+    with steps("writing pairs") as progress:
+        portions = list(recipe.portions)
+        written = write_pairs(output, recipe.pairs, portions, seed, num_workers, max_pairs, progress=progress)
+    if not written.num_pairs:
         raise UserError(
             f"The graph's {len(graph.entities)} entities give no pair of the kinds {', '.join(kinds)}; "
             "several needs two relations of an entity, reverse a relation with reverse phrasings."
         )
-    write_pairs(output, pairs, {"seed": seed})
-    summary = _summary(graph, pairs)
+    summary = BuildSummary(
+        len(graph.entities), graph.num_facts, graph.num_merged, written.num_pairs, graph.bad
+    )
     settings = {
         "seed": seed,
         "kinds": ", ".join(kinds),
@@ -85,20 +96,3 @@ def build_pairs(
     }
     write_card(output.with_suffix(".card.md"), [output], graph_files, templates_file, settings, summary)
     return summary
-
-
-def write_pairs(output: Path, pairs: Sequence[Pair], made_by: Mapping[str, Any]) -> None:
-    """Writes pairs with their provenance, all or none; `UserError` where the file cannot be written."""
-    with writing_lines(output) as write:
-        for pair in pairs:
-            write(pair.record_with_provenance(made_by))
-
-
-def _summary(graph: Graph, pairs: Sequence[Pair]) -> BuildSummary:
-    return BuildSummary(
-        num_entities=len(graph.entities),
-        num_facts=graph.num_facts,
-        num_merged=graph.num_merged,
-        num_pairs=Counter(pair.kind for pair in pairs),
-        bad=graph.bad,
-    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medsft.data.files import expand_files
+from medsft.data.files import OnBytes, expand_files
 from medsft.data.records import BadLine
 from medsft.errors import UserError
 from medsft.knowledge.sources import NAME_FIELD, Statement, iter_statements
@@ -20,7 +20,11 @@ COMMON_GRAPH = Path(__file__).with_name("common.jsonl")
 """Common medical knowledge written for this project: for trying things out, no medical advice."""
 
 
-@dataclass(frozen=True)
+Facts = tuple[tuple[str, tuple[str, ...]], ...]
+"""(relation, values) of an entity."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entity:
     """One thing that is known about, most often a disease.
 
@@ -31,8 +35,12 @@ class Entity:
     """
 
     name: str
-    facts: tuple[tuple[str, tuple[str, ...]], ...]
+    facts: Facts
     source: str
+
+    def values(self, relation: str) -> tuple[str, ...]:
+        """Those of a relation, none where it is not known."""
+        return next((values for name, values in self.facts if name == relation), ())
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,9 @@ class Graph:
         return sum(len(values) for entity in self.entities for _, values in entity.facts)
 
 
-def read_graph(files: Sequence[str | Path], max_bad_share: float = 0.01) -> Graph:
+def read_graph(
+    files: Sequence[str | Path], max_bad_share: float = 0.01, on_bytes: OnBytes | None = None
+) -> Graph:
     """Reads files into one graph; records of the same name become one entity.
 
     `max_bad_share`: largest tolerable share of unusable records, 0 to 1. Raises `UserError` above it, when
@@ -67,7 +77,7 @@ def read_graph(files: Sequence[str | Path], max_bad_share: float = 0.01) -> Grap
     bad: list[BadLine] = []
 
     def usable() -> Iterator[Statement]:
-        for item in iter_files(files):
+        for item in iter_files(files, on_bytes):
             if isinstance(item, BadLine):
                 bad.append(item)
             else:
@@ -78,31 +88,43 @@ def read_graph(files: Sequence[str | Path], max_bad_share: float = 0.01) -> Grap
     return replace(graph, bad=tuple(bad))
 
 
-def iter_files(files: Sequence[str | Path]) -> Iterator[Statement | BadLine]:
+def iter_files(files: Sequence[str | Path], on_bytes: OnBytes | None = None) -> Iterator[Statement | BadLine]:
     """Statements of files, folders and patterns in order; raises `UserError` for what cannot be read."""
     for path in expand_files(files):
-        yield from iter_statements(path)
+        yield from iter_statements(path, on_bytes)
 
 
 def merge(statements: Iterable[Statement]) -> Graph:
-    """Statements of the same name as one entity, each fact once; entities in the order of first mention."""
-    merged: dict[str, dict[str, dict[str, None]]] = {}
-    sources: dict[str, str] = {}
+    """Statements of the same name as one entity, each fact once; entities in the order of first mention.
+
+    Equal texts are held once: most values of a graph belong to many entities.
+    """
+    entities: dict[str, Entity] = {}
+    growing: dict[str, dict[str, dict[str, None]]] = {}
+    held: dict[str, str] = {}
     num_statements = num_repeated = 0
     for statement in statements:
         num_statements += 1
         num_repeated += statement.num_cleared
-        sources.setdefault(statement.name, statement.source)
-        known = merged.setdefault(statement.name, {})
-        for relation, values in statement.facts.items():
+        facts = tuple(
+            (held.setdefault(relation, relation), tuple(held.setdefault(value, value) for value in values))
+            for relation, values in statement.facts.items()
+        )
+        first = entities.get(statement.name)
+        if first is None:
+            entities[statement.name] = Entity(statement.name, facts, statement.source)
+            continue
+        known = growing.setdefault(
+            statement.name, {relation: dict.fromkeys(values) for relation, values in first.facts}
+        )
+        for relation, values in facts:
             texts = known.setdefault(relation, {})
             num_repeated += sum(value in texts for value in values)
             texts.update(dict.fromkeys(values))
-    entities = tuple(
-        Entity(name, tuple((relation, tuple(values)) for relation, values in facts.items()), sources[name])
-        for name, facts in merged.items()
-    )
-    return Graph(entities, num_statements - len(entities), (), num_repeated)
+    for name, known in growing.items():
+        facts = tuple((relation, tuple(values)) for relation, values in known.items())
+        entities[name] = replace(entities[name], facts=facts)
+    return Graph(tuple(entities.values()), num_statements - len(entities), (), num_repeated)
 
 
 def check_bad(bad: Sequence[BadLine], num_records: int, max_bad_share: float) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from medsft.data.files import BadRecord, iter_objects
+from medsft.data.files import BadRecord, OnBytes, iter_objects
 from medsft.data.records import BadLine
 from medsft.knowledge.cleaning import clean_name, clean_text, clean_values
 
@@ -55,14 +55,14 @@ class Statement:
     num_cleared: int = 0
 
 
-def iter_statements(path: Path) -> Iterator[Statement | BadLine]:
+def iter_statements(path: Path, on_bytes: OnBytes | None = None) -> Iterator[Statement | BadLine]:
     """Statements of one file in order, one at a time, and what could not be used.
 
     Raises:
         UserError: as in `medsft.data.files.iter_objects`.
     """
     nodes: dict[str, str] = {}
-    for line, value in iter_objects(path, max_line_bytes=MAX_LINE_BYTES):
+    for line, value in iter_objects(path, on_bytes, MAX_LINE_BYTES):
         source = f"{path}:{line}"
         try:
             for name, fields in _entities(value, nodes):

@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medsft.data.files import expand_files
+from medsft.data.progress import Steps, bytes_of, counting, silent_steps
 from medsft.data.writing import check_output
 from medsft.errors import UserError
-from medsft.knowledge.build import write_pairs
 from medsft.knowledge.card import NOTE, write_card
 from medsft.knowledge.graph import Graph, read_graph
+from medsft.knowledge.kinds.single import phrased
 from medsft.knowledge.mentions import Names
 from medsft.knowledge.pair import Pair
-from medsft.knowledge.pairs import KINDS, make_pairs, recall_pairs
-from medsft.knowledge.templates import DEFAULT_TEMPLATES, Templates, load_templates
+from medsft.knowledge.pair_file import write_pairs
+from medsft.knowledge.pairs import KINDS, PairRecipe, Portion
+from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
 
 PARTS = ("train", "validation", "test")
 RECALL = "recall"
@@ -93,35 +96,29 @@ def split_graph(graph: Graph, shares: Sequence[float], seed: int) -> dict[str, G
     return {part: replace(graph, entities=tuple(some)) for part, some in entities.items()}
 
 
-def split_pairs(
-    graph: Graph,
-    templates: Templates,
-    shares: Sequence[float],
-    seed: int,
-    kinds: Sequence[str] = KINDS,
-    num_phrasings: int = 2,
-) -> tuple[dict[str, tuple[Pair, ...]], int]:
-    """File -> pairs, and how many were left out for crossing; arguments as in `make_pairs`.
+@dataclass(frozen=True)
+class _Part:
+    """What makes the pairs of a part: of the recipe's, those that name no entity of another part."""
 
-    Recall questions are of the kind single; none of them stands in the training pairs.
-    """
-    parts = split_graph(graph, shares, seed)
-    names = Names(entity.name for entity in graph.entities)
-    files: dict[str, tuple[Pair, ...]] = {}
-    num_crossing = 0
-    for part, some in parts.items():
-        own = {entity.name for entity in some.entities}
-        made = make_pairs(some, templates, seed, kinds, num_phrasings) if own else ()
-        files[part] = tuple(pair for pair in made if names.found_in(pair.question) <= own)
-        num_crossing += len(made) - len(files[part])
-    trained = {pair.question for pair in files["train"]}
-    facts = {(pair.entities, pair.relations) for pair in files["train"] if pair.kind == "single"}
-    files[RECALL] = tuple(
-        pair
-        for pair in recall_pairs(parts["train"], templates, seed, num_phrasings)
-        if (pair.entities, pair.relations) in facts and pair.question not in trained
-    )
-    return files, num_crossing
+    recipe: PairRecipe
+    names: Names
+
+    def pairs(self, portion: Portion) -> Iterator[Pair | None]:
+        """The pairs of a portion; None for a question that names an entity of another part."""
+        return (pair if self._is_own(pair) else None for pair in self.recipe.pairs(portion))
+
+    def recall(self, portion: Portion) -> Iterator[Pair]:
+        """The facts of a single portion in the phrasing that follows those taken, if there is one."""
+        asked = (pair for pair in self.recipe.pairs(portion) if self._is_own(pair))
+        facts = {(pair.entities, pair.relations) for pair in {pair.question: pair for pair in asked}.values()}
+        which = slice(self.recipe.num_phrasings, self.recipe.num_phrasings + 1)
+        for entity in self.recipe.subjects[portion.kind][portion.start : portion.stop]:
+            for pair in phrased(entity, self.recipe.templates, self.recipe.choose, which):
+                if (pair.entities, pair.relations) in facts:
+                    yield pair
+
+    def _is_own(self, pair: Pair) -> bool:
+        return all(self.recipe.around.has(name) for name in self.names.found_in(pair.question))
 
 
 def write_split(
@@ -133,58 +130,121 @@ def write_split(
     num_phrasings: int = 2,
     max_bad_share: float = 0.01,
     templates_file: Path = DEFAULT_TEMPLATES,
+    num_workers: int = 1,
+    steps: Steps = silent_steps,
 ) -> SplitSummary:
     """Writes the four files and a data card, split.card.md, which comes last.
 
-    An earlier split in the folder is replaced, parts that are not written now are deleted. Arguments as in
-    `read_graph`, `split_graph` and `make_pairs`. Raises `UserError` as these do, for a folder that cannot be
+    Recall questions are of the kind single; none of them stands in the training pairs. An earlier split in
+    the folder is replaced, parts that are not written now are deleted. Arguments as in `read_graph`,
+    `split_graph`, `PairRecipe` and `write_pairs`. Raises `UserError` as these do, for a folder that cannot be
     written, and for one that holds other files of these names.
     """
+    paths = expand_files(graph_files)
     templates = load_templates(templates_file)
-    graph = read_graph(graph_files, max_bad_share)
-    files, num_crossing = split_pairs(graph, templates, shares, seed, kinds, num_phrasings)
-    names = {f"{name}.jsonl": pairs for name, pairs in files.items() if pairs}
-    if "train.jsonl" not in names:
-        raise UserError(
-            f"The training entities give no pair of the kinds {', '.join(kinds)}; ask for others."
+    PairRecipe(Graph((), 0, ()), templates, seed, kinds, num_phrasings)
+    with steps("reading") as progress:
+        graph = read_graph(paths, max_bad_share, counting(progress, bytes_of(paths)))
+    parts = split_graph(graph, shares, seed)
+    _check_room(folder, [*(part for part in PARTS if parts[part].entities), RECALL], paths)
+    with _unfinished(folder) as unfinished:
+        summary = _write_parts(
+            unfinished, parts, PairRecipe(graph, templates, seed, kinds, num_phrasings), num_workers, steps
         )
-    _make_room(folder, names, graph_files)
-    for name, pairs in names.items():
-        write_pairs(folder / name, pairs, {"seed": seed})
-    summary = SplitSummary(
-        num_entities={part: len(some.entities) for part, some in split_graph(graph, shares, seed).items()},
-        num_pairs={name: Counter(pair.kind for pair in pairs) for name, pairs in files.items() if pairs},
-        num_crossing=num_crossing,
-    )
+        _move(unfinished, folder, list(summary.num_pairs))
     settings = {
         "seed": seed,
         "shares": ", ".join(f"{part} {share:g}" for part, share in zip(PARTS, shares, strict=True)),
         "kinds": ", ".join(kinds),
         "phrasings of a fact": num_phrasings,
     }
-    outputs = [folder / name for name in names]
+    outputs = [folder / f"{name}.jsonl" for name in summary.num_pairs]
     write_card(folder / CARD, outputs, graph_files, templates_file, settings, summary)
     return summary
 
 
-def _make_room(folder: Path, names: Collection[str], graph_files: Sequence[str | Path]) -> None:
-    """Deletes parts of an earlier split that are not written now; raises `UserError` for strange files."""
-    everything = [f"{name}.jsonl" for name in (*PARTS, RECALL)]
-    for name in everything:
-        check_output(folder / name, expand_files(graph_files))
+def _write_parts(
+    folder: Path, parts: Mapping[str, Graph], recipe: PairRecipe, num_workers: int, steps: Steps
+) -> SplitSummary:
+    """The files, without a card; `recipe`: of the whole graph."""
+    names = Names(entity.name for entity in recipe.graph.entities)
+    num_pairs: dict[str, Mapping[str, int]] = {}
+    num_crossing = 0
+    for name, some in parts.items():
+        part = _Part(replace(recipe, graph=some), names)
+        portions = list(part.recipe.portions)
+        with steps(f"writing {name}.jsonl") as progress:
+            written = write_pairs(
+                folder / f"{name}.jsonl", part.pairs, portions, recipe.seed, num_workers, progress=progress
+            )
+        num_pairs[name] = written.num_pairs
+        num_crossing += written.num_left_out
+        if name != PARTS[0]:
+            continue
+        if not written.num_pairs:
+            raise UserError(
+                f"The training entities give no pair of the kinds {', '.join(recipe.kinds)}; ask for others."
+            )
+        singles = [portion for portion in portions if portion.kind == "single"]
+        with steps(f"writing {RECALL}.jsonl") as progress:
+            recalled = write_pairs(
+                folder / f"{RECALL}.jsonl",
+                part.recall,
+                singles,
+                recipe.seed,
+                num_workers,
+                unlike=written.keys,
+                progress=progress,
+            )
+    num_pairs[RECALL] = recalled.num_pairs
+    return SplitSummary(
+        num_entities={part: len(some.entities) for part, some in parts.items()},
+        num_pairs={name: kinds for name, kinds in num_pairs.items() if kinds},
+        num_crossing=num_crossing,
+    )
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder within, for files that take their place when all are whole; what a killed split left goes."""
+    path = folder / ".unfinished"
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be written: {error.strerror}.") from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _move(unfinished: Path, folder: Path, names: Collection[str]) -> None:
+    """Moves the files into place and deletes parts of an earlier split that are not written now."""
     earlier = _names_in_card(folder / CARD)
-    strange = [name for name in (*names, CARD) if (folder / name).exists() and name not in earlier]
+    try:
+        for name in (*PARTS, RECALL):
+            file = f"{name}.jsonl"
+            if name in names:
+                (unfinished / file).replace(folder / file)
+            elif file in earlier:
+                (folder / file).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"The earlier {folder / file} cannot be replaced: {error.strerror}.") from error
+
+
+def _check_room(folder: Path, names: Collection[str], graph_files: Sequence[Path]) -> None:
+    """Raises `UserError` where a file stands in the way that is not known to be of an earlier split."""
+    for name in (*PARTS, RECALL):
+        check_output(folder / f"{name}.jsonl", graph_files)
+    earlier = _names_in_card(folder / CARD)
+    files = [*(f"{name}.jsonl" for name in names), CARD]
+    strange = [file for file in files if (folder / file).exists() and file not in earlier]
     if strange:
         raise UserError(
             f"The folder {folder} holds {', '.join(strange)}, not known to be of an earlier split (its card, "
             f"{CARD}, does not list them). Give another folder, or move them away."
         )
-    try:
-        for name in everything:
-            if name in earlier and name not in names:
-                (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"The earlier {folder / name} cannot be deleted: {error.strerror}.") from error
 
 
 def _names_in_card(card: Path) -> set[str]:

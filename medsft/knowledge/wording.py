@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# An answer names no more values than this; longer lists end in 等.
-_MAX_VALUES = 8
+MAX_NAMED = 8
+"""An answer names no more values than this; longer lists end in 等."""
 
 
 def join(values: Sequence[str], conjunction: str = "和") -> str:
     """A list as Chinese writes it: A、B和C; 以及 where 和 stands in a value; 等 after eight."""
-    if len(values) > _MAX_VALUES:
-        return "、".join(values[:_MAX_VALUES]) + "等"
+    if len(values) > MAX_NAMED:
+        return "、".join(values[:MAX_NAMED]) + "等"
     if len(values) < 2:
         return "".join(values)
     if conjunction == "和" and any("和" in value for value in values):

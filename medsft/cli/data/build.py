@@ -7,15 +7,20 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli.data.options import GraphOption, MaxBadShareOption, SeedOption
+from medsft.cli.data.options import (
+    GraphOption,
+    KindsOption,
+    MaxBadShareOption,
+    NumWorkersOption,
+    SeedOption,
+    listed,
+)
 
 
 def build(
     graph: GraphOption,
     output: Annotated[Path, typer.Option(help="Instruction file to write (.jsonl).")],
-    kinds: Annotated[
-        str, typer.Option(help="Kinds of questions, with commas (default: all); a wrong one lists them.")
-    ] = "",
+    kinds: KindsOption = "",
     num_phrasings: Annotated[int, typer.Option("--num_phrasings", min=1, help="Phrasings of each fact.")] = 2,
     max_pairs: Annotated[
         int | None, typer.Option("--max_pairs", min=1, help="At most so many pairs.")
@@ -25,15 +30,26 @@ def build(
         typer.Option(help="Phrasings of your own, in the form of medsft/knowledge/templates.yaml."),
     ] = None,
     max_bad_share: MaxBadShareOption = 0.01,
+    num_workers: NumWorkersOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Turn a knowledge graph into questions and answers by templates."""
+    from medsft.cli.progress import progress
+    from medsft.data.workers import num_cores
     from medsft.knowledge.build import build_pairs
     from medsft.knowledge.pairs import KINDS
     from medsft.knowledge.templates import DEFAULT_TEMPLATES
 
-    chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
     summary = build_pairs(
-        graph, output, seed, chosen, num_phrasings, max_pairs, max_bad_share, templates or DEFAULT_TEMPLATES
+        graph,
+        output,
+        seed,
+        listed(kinds) or KINDS,
+        num_phrasings,
+        max_pairs,
+        max_bad_share,
+        templates or DEFAULT_TEMPLATES,
+        num_workers or num_cores(),
+        progress,
     )
     typer.echo(f"{summary.describe()}: {output}")

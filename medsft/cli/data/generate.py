@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli.data.options import GraphOption, MaxBadShareOption, SeedOption
+from medsft.cli.data.options import GraphOption, MaxBadShareOption, SeedOption, listed
 
 
 def generate(
@@ -69,7 +69,7 @@ def generate(
     read = read_graph(graph, max_bad_share)
     read = replace(read, entities=read.entities[:max_entities])
     prompts_file = prompts or DEFAULT_PROMPTS
-    chosen = load_prompts(prompts_file).chosen([name.strip() for name in forms.split(",") if name.strip()])
+    chosen = load_prompts(prompts_file).chosen(listed(forms))
     sampling = Sampling(model, num_pairs, temperature, seed)
     endpoint = Endpoint(base_url, concurrency, requests_per_minute, max_retries, timeout_s)
     prices = None if price_in is None or price_out is None else (price_in, price_out)

@@ -14,4 +14,16 @@ GraphOption = Annotated[
 MaxBadShareOption = Annotated[
     float, typer.Option("--max_bad_share", min=0.0, max=1.0, help="Stop above this share of bad records.")
 ]
+KindsOption = Annotated[
+    str, typer.Option(help="Kinds of questions, with commas (default: all); a wrong one lists them.")
+]
+NumWorkersOption = Annotated[
+    int | None,
+    typer.Option("--num_workers", min=1, help="Processes (default: one a core); the result is the same."),
+]
 SeedOption = Annotated[int, typer.Option(help="The same seed makes the same choices.")]
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """What a list with commas names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

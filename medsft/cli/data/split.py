@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli.data.options import GraphOption, MaxBadShareOption, SeedOption
+from medsft.cli.data.options import (
+    GraphOption,
+    KindsOption,
+    MaxBadShareOption,
+    NumWorkersOption,
+    SeedOption,
+    listed,
+)
 
 
 def split(
@@ -16,20 +23,32 @@ def split(
     shares: Annotated[
         str, typer.Option(help="Shares of the entities: training,validation,test.")
     ] = "0.8,0.1,0.1",
-    kinds: Annotated[str, typer.Option(help="Kinds of questions, with commas (default: all).")] = "",
+    kinds: KindsOption = "",
     num_phrasings: Annotated[int, typer.Option("--num_phrasings", min=1, help="Phrasings of each fact.")] = 2,
     max_bad_share: MaxBadShareOption = 0.01,
+    num_workers: NumWorkersOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Build pairs with no entity in two parts, and a set that asks for learnt facts in other words."""
+    from medsft.cli.progress import progress
+    from medsft.data.workers import num_cores
     from medsft.errors import UserError
     from medsft.knowledge.pairs import KINDS
     from medsft.knowledge.split import write_split
 
     try:
-        parsed = [float(share) for share in shares.split(",")]
+        parsed = [float(share) for share in listed(shares)]
     except ValueError as error:
         raise UserError(f"The shares {shares!r} must be three numbers with commas: 0.8,0.1,0.1.") from error
-    chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
-    summary = write_split(graph, output_dir, parsed, seed, chosen, num_phrasings, max_bad_share)
+    summary = write_split(
+        graph,
+        output_dir,
+        parsed,
+        seed,
+        listed(kinds) or KINDS,
+        num_phrasings,
+        max_bad_share,
+        num_workers=num_workers or num_cores(),
+        steps=progress,
+    )
     typer.echo(f"{summary.describe()}: {output_dir}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medsft.knowledge.choice import Chooser
-from medsft.knowledge.graph import Entity, Graph
+from medsft.knowledge.choice import SeededChoice
+from medsft.knowledge.graph import Entity
 from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.relations import DEPARTMENT, SYMPTOMS
@@ -13,48 +13,50 @@ from medsft.knowledge.templates import Comparison, Templates
 from medsft.knowledge.wording import join
 
 
-def comparison(graph: Graph, templates: Templates, choose: Chooser, count: int) -> Iterator[Pair]:
-    """For each entity `count` others that are related to it or share a symptom; each couple once."""
+def comparison(
+    entity: Entity, around: Neighbourhood, templates: Templates, choose: SeededChoice, count: int
+) -> Iterator[Pair]:
+    """An entity with `count` others that are related to it or share a symptom; each couple once.
+
+    Of two that choose each other the first in the graph's order asks.
+    """
     if templates.comparison is None:
         return
-    neighbourhood = Neighbourhood(graph)
-    done: set[frozenset[str]] = set()
-    for entity in graph.entities:
-        near = {
-            other.name: other
-            for other in [*neighbourhood.related(entity), *neighbourhood.alike(entity)]
-            if _can_compare(neighbourhood, entity, other)
-        }
-        for name in choose(list(near), count, entity.name, "comparison"):
-            couple = frozenset((entity.name, name))
-            if couple not in done:
-                done.add(couple)
-                yield _compared(entity, near[name], neighbourhood, templates.comparison, choose)
+    for other in _chosen(entity, around, choose, count):
+        is_first = around.place(entity) < around.place(other)
+        if is_first or entity not in _chosen(other, around, choose, count):
+            yield _compared(entity, other, templates.comparison, choose)
 
 
-def _can_compare(neighbourhood: Neighbourhood, *entities: Entity) -> bool:
-    facts = [neighbourhood.facts[entity.name] for entity in entities]
-    if not all({SYMPTOMS, DEPARTMENT} <= known.keys() for known in facts):
-        return False
-    symptoms = [set(known[SYMPTOMS]) for known in facts]
-    return bool(symptoms[0] - symptoms[1] and symptoms[1] - symptoms[0])
+def _chosen(entity: Entity, around: Neighbourhood, choose: SeededChoice, count: int) -> list[Entity]:
+    near = {
+        other.name: other
+        for other in [*around.related(entity), *around.alike(entity)]
+        if _can_compare(entity, other)
+    }
+    return [near[name] for name in choose(list(near), count, entity.name, "comparison")]
 
 
-def _compared(
-    first: Entity, second: Entity, neighbourhood: Neighbourhood, texts: Comparison, choose: Chooser
-) -> Pair:
-    one, other = neighbourhood.facts[first.name], neighbourhood.facts[second.name]
-    shared = [symptom for symptom in one[SYMPTOMS] if symptom in other[SYMPTOMS]]
+def _can_compare(one: Entity, other: Entity) -> bool:
+    first, second = set(one.values(SYMPTOMS)), set(other.values(SYMPTOMS))
+    are_treated = bool(one.values(DEPARTMENT) and other.values(DEPARTMENT))
+    return are_treated and bool(first - second and second - first)
+
+
+def _compared(first: Entity, second: Entity, texts: Comparison, choose: SeededChoice) -> Pair:
+    symptoms, other_symptoms = first.values(SYMPTOMS), second.values(SYMPTOMS)
+    departments, other_departments = first.values(DEPARTMENT), second.values(DEPARTMENT)
+    shared = [symptom for symptom in symptoms if symptom in other_symptoms]
     words = {
         "first": first.name,
         "second": second.name,
         "shared": join(shared),
-        "first_values": join([symptom for symptom in one[SYMPTOMS] if symptom not in shared]),
-        "second_values": join([symptom for symptom in other[SYMPTOMS] if symptom not in shared]),
-        "first_choices": join(one[DEPARTMENT], "或"),
-        "second_choices": join(other[DEPARTMENT], "或"),
+        "first_values": join([symptom for symptom in symptoms if symptom not in shared]),
+        "second_values": join([symptom for symptom in other_symptoms if symptom not in shared]),
+        "first_choices": join(departments, "或"),
+        "second_choices": join(other_departments, "或"),
     }
-    is_same = set(one[DEPARTMENT]) == set(other[DEPARTMENT])
+    is_same = set(departments) == set(other_departments)
     parts = [
         *([texts.shared] if shared else []),
         texts.differences if shared else texts.differences_only,

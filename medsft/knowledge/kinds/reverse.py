@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medsft.knowledge.choice import Chooser
-from medsft.knowledge.graph import Entity, Graph
+from medsft.knowledge.choice import SeededChoice
+from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.templates import Templates
-from medsft.knowledge.wording import join
+from medsft.knowledge.wording import MAX_NAMED, join
 
 
-def reverse(graph: Graph, templates: Templates, choose: Chooser, count: int) -> Iterator[Pair]:
-    """Every value of a relation with reverse phrasings, in `count` of them."""
-    holders: dict[tuple[str, str], list[Entity]] = {}
-    for entity in graph.entities:
-        for relation, values in entity.facts:
-            if templates.of(relation).reverse_questions:
-                for value in values:
-                    holders.setdefault((relation, value), []).append(entity)
-    for (relation, value), entities in holders.items():
-        phrasings = templates.of(relation)
-        words = {"relation": relation, "value": value}
-        names = [entity.name for entity in entities]
-        (answer,) = choose(phrasings.reverse_answers, 1, value, relation, "answer")
-        for question in choose(phrasings.reverse_questions, count, value, relation, "question"):
-            yield Pair(
-                question.format(**words),
-                answer.format(**words, entities=join(names)),
-                "reverse",
-                tuple(entity.source for entity in entities),
-                tuple(names),
-                (relation,),
-                f"{templates.name_of(relation)}.reverse_questions.{phrasings.reverse_questions.index(question)}"
-                f"+reverse_answers.{phrasings.reverse_answers.index(answer)}",
-            )
+def reversible(around: Neighbourhood, templates: Templates) -> list[tuple[str, str]]:
+    """(relation, value) of all values that can be asked about from the other end."""
+    return [key for key in around.holders if templates.of(key[0]).reverse_questions]
+
+
+def reverse(
+    subject: tuple[str, str], around: Neighbourhood, templates: Templates, choose: SeededChoice, count: int
+) -> Iterator[Pair]:
+    """A value of a relation in `count` of its reverse phrasings.
+
+    The answer names so many entities as a sentence can hold, and the provenance no more than one further:
+    the one that its 等 rests on. A value of half of a large graph would fill its lines otherwise.
+    """
+    relation, value = subject
+    entities = around.holders[subject][: MAX_NAMED + 1]
+    phrasings = templates.of(relation)
+    words = {"relation": relation, "value": value}
+    names = [entity.name for entity in entities]
+    (answer,) = choose(phrasings.reverse_answers, 1, value, relation, "answer")
+    for question in choose(phrasings.reverse_questions, count, value, relation, "question"):
+        yield Pair(
+            question.format(**words),
+            answer.format(**words, entities=join(names)),
+            "reverse",
+            tuple(entity.source for entity in entities),
+            tuple(names),
+            (relation,),
+            f"{templates.name_of(relation)}.reverse_questions.{phrasings.reverse_questions.index(question)}"
+            f"+reverse_answers.{phrasings.reverse_answers.index(answer)}",
+        )

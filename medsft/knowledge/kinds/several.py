@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from medsft.knowledge.choice import Chooser
-from medsft.knowledge.graph import Graph
+from medsft.knowledge.choice import SeededChoice
+from medsft.knowledge.graph import Entity
+from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.templates import Templates
 from medsft.knowledge.wording import joined
@@ -14,33 +15,34 @@ from medsft.knowledge.wording import joined
 _MAX_OVERVIEW_RELATIONS = 4
 
 
-def several(graph: Graph, templates: Templates, choose: Chooser, count: int) -> Iterator[Pair]:
-    """For each entity `count` couples of relations, and `count` overviews."""
-    for entity in graph.entities:
-        facts = dict(sorted(entity.facts, key=lambda fact: templates.place(fact[0])))
-        if len(facts) < 2:
-            continue
-        about = ("several", (entity.source,), (entity.name,))
-        couples = {"\x1e".join(couple): couple for couple in itertools.combinations(facts, 2)}
-        for key in choose(list(couples), count, entity.name, "several"):
-            asks = "，".join(templates.of(name).ask.format(relation=name) for name in couples[key])
-            (question,) = choose(templates.several, 1, entity.name, key, "question")
-            yield Pair(
-                question.format(entity=entity.name, asks=asks),
-                _sentence(entity.name, {name: facts[name] for name in couples[key]}, templates),
-                *about,
-                couples[key],
-                f"several.{templates.several.index(question)}",
-            )
-        told = dict(itertools.islice(facts.items(), _MAX_OVERVIEW_RELATIONS))
-        for question in choose(templates.overview, count, entity.name, "overview"):
-            yield Pair(
-                question.format(entity=entity.name),
-                _sentence(entity.name, told, templates),
-                *about,
-                tuple(told),
-                f"overview.{templates.overview.index(question)}",
-            )
+def several(
+    entity: Entity, around: Neighbourhood, templates: Templates, choose: SeededChoice, count: int
+) -> Iterator[Pair]:
+    """For an entity `count` couples of relations, and `count` overviews."""
+    facts = dict(sorted(entity.facts, key=lambda fact: templates.place(fact[0])))
+    if len(facts) < 2:
+        return
+    about = ("several", (entity.source,), (entity.name,))
+    couples = {"\x1e".join(couple): couple for couple in itertools.combinations(facts, 2)}
+    for key in choose(list(couples), count, entity.name, "several"):
+        asks = "，".join(templates.of(name).ask.format(relation=name) for name in couples[key])
+        (question,) = choose(templates.several, 1, entity.name, key, "question")
+        yield Pair(
+            question.format(entity=entity.name, asks=asks),
+            _sentence(entity.name, {name: facts[name] for name in couples[key]}, templates),
+            *about,
+            couples[key],
+            f"several.{templates.several.index(question)}",
+        )
+    told = dict(itertools.islice(facts.items(), _MAX_OVERVIEW_RELATIONS))
+    for question in choose(templates.overview, count, entity.name, "overview"):
+        yield Pair(
+            question.format(entity=entity.name),
+            _sentence(entity.name, told, templates),
+            *about,
+            tuple(told),
+            f"overview.{templates.overview.index(question)}",
+        )
 
 
 def _sentence(name: str, facts: Mapping[str, tuple[str, ...]], templates: Templates) -> str:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medsft.knowledge.choice import Chooser
-from medsft.knowledge.graph import Entity, Graph
+from medsft.knowledge.choice import SeededChoice
+from medsft.knowledge.graph import Entity
+from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.templates import Templates
 from medsft.knowledge.wording import joined
 
 
-def single(graph: Graph, templates: Templates, choose: Chooser, count: int) -> Iterator[Pair]:
+def single(
+    entity: Entity, around: Neighbourhood, templates: Templates, choose: SeededChoice, count: int
+) -> Iterator[Pair]:
     """Every fact in `count` phrasings, with one answer however it is asked."""
-    for entity in graph.entities:
-        yield from phrased(entity, templates, choose, slice(count))
+    yield from phrased(entity, templates, choose, slice(count))
 
 
-def phrased(entity: Entity, templates: Templates, choose: Chooser, which: slice) -> Iterator[Pair]:
+def phrased(entity: Entity, templates: Templates, choose: SeededChoice, which: slice) -> Iterator[Pair]:
     """The facts of an entity in some of the phrasings, counted in the order in which they are chosen."""
     for relation, values in entity.facts:
         phrasings = templates.of(relation)

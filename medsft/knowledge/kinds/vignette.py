@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from medsft.knowledge.choice import Chooser
-from medsft.knowledge.graph import Graph
+from medsft.knowledge.choice import SeededChoice
+from medsft.knowledge.graph import Entity
 from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.relations import DEPARTMENT, SYMPTOMS
@@ -15,41 +15,60 @@ from medsft.knowledge.wording import join
 
 # Complaints that fit more diseases than this point to none of them.
 _MAX_CANDIDATES = 3
+# Complaints that each fit more than this are everybody's; looking through all who have them, for each entity,
+# would take the square of the graph's size.
+_MAX_HOLDERS = 500
 
 
-def vignette(graph: Graph, templates: Templates, choose: Chooser, count: int) -> Iterator[Pair]:
-    """For each entity `count` sets of two or three of its symptoms; the answer names all that have them."""
+def vignette(
+    entity: Entity, around: Neighbourhood, templates: Templates, choose: SeededChoice, count: int
+) -> Iterator[Pair]:
+    """`count` sets of two or three symptoms of an entity; the answer names all entities that have them.
+
+    Of several that choose the same set the first in the graph's order asks.
+    """
     texts = templates.vignette
     if texts is None:
         return
-    neighbourhood = Neighbourhood(graph)
-    done: set[frozenset[str]] = set()
-    for entity in graph.entities:
-        symptoms = neighbourhood.facts[entity.name].get(SYMPTOMS, ())
-        sets = {"\x1e".join(some): some for size in (2, 3) for some in itertools.combinations(symptoms, size)}
-        for key in choose(list(sets), count, entity.name, "vignette"):
-            some = sets[key]
-            rarest = min((neighbourhood.holders[SYMPTOMS, symptom] for symptom in some), key=len)
-            found = [other for other in rarest if set(some) <= set(neighbourhood.facts[other.name][SYMPTOMS])]
-            departments = [
-                name for other in found for name in neighbourhood.facts[other.name].get(DEPARTMENT, ())
-            ]
-            if len(found) > _MAX_CANDIDATES or not departments or frozenset(some) in done:
-                continue
-            done.add(frozenset(some))
-            (question,) = choose(texts.questions, 1, key, "question")
-            (answer,) = choose(texts.answers, 1, key, "answer")
-            words = {
-                "symptoms": join(some),
-                "entities": join([other.name for other in found], "或"),
-                "choices": join(list(dict.fromkeys(departments)), "或"),
-            }
-            yield Pair(
-                question.format(**words),
-                answer.format(**words),
-                "vignette",
-                tuple(other.source for other in found),
-                tuple(other.name for other in found),
-                (SYMPTOMS, DEPARTMENT),
-                f"vignette.questions.{texts.questions.index(question)}+answers.{texts.answers.index(answer)}",
-            )
+    for key, some in _chosen(entity, choose, count).items():
+        found = _candidates(some, around)
+        departments = [name for other in found for name in other.values(DEPARTMENT)]
+        earlier = itertools.takewhile(lambda other: other.name != entity.name, found)
+        if not departments or any(_chooses(other, some, choose, count) for other in earlier):
+            continue
+        (question,) = choose(texts.questions, 1, key, "question")
+        (answer,) = choose(texts.answers, 1, key, "answer")
+        words = {
+            "symptoms": join(some),
+            "entities": join([other.name for other in found], "或"),
+            "choices": join(list(dict.fromkeys(departments)), "或"),
+        }
+        yield Pair(
+            question.format(**words),
+            answer.format(**words),
+            "vignette",
+            tuple(other.source for other in found),
+            tuple(other.name for other in found),
+            (SYMPTOMS, DEPARTMENT),
+            f"vignette.questions.{texts.questions.index(question)}+answers.{texts.answers.index(answer)}",
+        )
+
+
+def _chosen(entity: Entity, choose: SeededChoice, count: int) -> dict[str, tuple[str, ...]]:
+    symptoms = entity.values(SYMPTOMS)
+    sets = {"\x1e".join(some): some for size in (2, 3) for some in itertools.combinations(symptoms, size)}
+    return {key: sets[key] for key in choose(list(sets), count, entity.name, "vignette")}
+
+
+def _chooses(entity: Entity, some: tuple[str, ...], choose: SeededChoice, count: int) -> bool:
+    return any(set(other) == set(some) for other in _chosen(entity, choose, count).values())
+
+
+def _candidates(some: tuple[str, ...], around: Neighbourhood) -> list[Entity]:
+    """All entities that have the symptoms, in the order of the graph; none where they are too many."""
+    rarest = min((around.holders[SYMPTOMS, symptom] for symptom in some), key=len)
+    if len(rarest) > _MAX_HOLDERS:
+        return []
+    having = (other for other in rarest if set(some) <= set(other.values(SYMPTOMS)))
+    found = list(itertools.islice(having, _MAX_CANDIDATES + 1))
+    return found if len(found) <= _MAX_CANDIDATES else []

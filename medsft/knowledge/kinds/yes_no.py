@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from medsft.knowledge.choice import Chooser
+from medsft.knowledge.choice import SeededChoice
 from medsft.knowledge.distinctive import DISTINCTIVE_SYMPTOMS
-from medsft.knowledge.graph import Entity, Graph
+from medsft.knowledge.graph import Entity
 from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.relations import BODY_PART, DEPARTMENT, SYMPTOMS
@@ -20,43 +20,41 @@ from medsft.knowledge.templates import RelationTemplates, Templates
 from medsft.knowledge.wording import joined
 
 
-def yes_no(graph: Graph, templates: Templates, choose: Chooser, count: int) -> Iterator[Pair]:
-    """For each entity at most `count` questions with yes, and as many with no where there is a hard one."""
-    neighbourhood = Neighbourhood(graph)
-    for entity in graph.entities:
-        own = {
-            f"{relation}\x1e{value}": (relation, value)
-            for relation, values in entity.facts
-            if templates.of(relation).yes_no_questions
-            for value in values
-        }
-        for key in choose(list(own), count, entity.name, "yes"):
-            yield _asked(entity, *own[key], None, templates, choose)
-        foreign = {
-            f"{relation}\x1e{value}": (relation, value, donor)
-            for relation, _ in entity.facts
-            if templates.of(relation).yes_no_questions
-            for value, donor in _negatives(entity, relation, neighbourhood)
-        }
-        for key in choose(list(foreign), count, entity.name, "no"):
-            yield _asked(entity, *foreign[key], templates, choose)
+def yes_no(
+    entity: Entity, around: Neighbourhood, templates: Templates, choose: SeededChoice, count: int
+) -> Iterator[Pair]:
+    """At most `count` questions with yes, and as many with no where there is a hard one."""
+    own = {
+        f"{relation}\x1e{value}": (relation, value)
+        for relation, values in entity.facts
+        if templates.of(relation).yes_no_questions
+        for value in values
+    }
+    for key in choose(list(own), count, entity.name, "yes"):
+        yield _asked(entity, *own[key], None, templates, choose)
+    foreign = {
+        f"{relation}\x1e{value}": (relation, value, donor)
+        for relation, _ in entity.facts
+        if templates.of(relation).yes_no_questions
+        for value, donor in _negatives(entity, relation, around)
+    }
+    for key in choose(list(foreign), count, entity.name, "no"):
+        yield _asked(entity, *foreign[key], templates, choose)
 
 
-def _negatives(entity: Entity, relation: str, neighbourhood: Neighbourhood) -> Iterator[tuple[str, Entity]]:
+def _negatives(entity: Entity, relation: str, around: Neighbourhood) -> Iterator[tuple[str, Entity]]:
     if relation != SYMPTOMS:
         return
-    own = neighbourhood.facts[entity.name]
-    known = [value for values in own.values() for value in values] + [entity.name]
-    related = {other.name for other in neighbourhood.related(entity)}
-    for donor in neighbourhood.alike(entity):
-        facts = neighbourhood.facts[donor.name]
+    known = [value for _, values in entity.facts for value in values] + [entity.name]
+    related = {other.name for other in around.related(entity)}
+    for donor in around.alike(entity):
         is_elsewhere = all(
-            _are_apart(own.get(where, ()), facts.get(where, ())) for where in (BODY_PART, DEPARTMENT)
+            _are_apart(entity.values(where), donor.values(where)) for where in (BODY_PART, DEPARTMENT)
         )
         if donor.name in related or not is_elsewhere:
             continue
-        for value in facts.get(relation, ()):
-            is_only_there = len(neighbourhood.holders[relation, value]) == 1
+        for value in donor.values(relation):
+            is_only_there = len(around.holders[relation, value]) == 1
             # A value that is part of one of its own, or the other way round, may be true under another name.
             if value in DISTINCTIVE_SYMPTOMS and is_only_there and _are_apart([value], known):
                 yield value, donor
@@ -68,13 +66,18 @@ def _are_apart(some: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _asked(
-    entity: Entity, relation: str, value: str, donor: Entity | None, templates: Templates, choose: Chooser
+    entity: Entity,
+    relation: str,
+    value: str,
+    donor: Entity | None,
+    templates: Templates,
+    choose: SeededChoice,
 ) -> Pair:
     texts: RelationTemplates = templates.of(relation)
     answers, field = (texts.yes_answers, "yes_answers") if donor is None else (texts.no_answers, "no_answers")
     (question,) = choose(texts.yes_no_questions, 1, entity.name, relation, value, "question")
     (answer,) = choose(answers, 1, entity.name, relation, value, "answer")
-    words = {"entity": entity.name, "value": value, **joined(dict(entity.facts)[relation])}
+    words = {"entity": entity.name, "value": value, **joined(entity.values(relation))}
     return Pair(
         question.format(**words),
         answer.format(**words),

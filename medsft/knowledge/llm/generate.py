@@ -15,9 +15,8 @@ from typing import Any
 from medsft.data.check.texts import CHECKS, first_fault
 from medsft.data.files import expand_files
 from medsft.data.records import Example
-from medsft.data.writing import check_output
+from medsft.data.writing import check_output, writing_lines
 from medsft.errors import UserError
-from medsft.knowledge.build import write_pairs
 from medsft.knowledge.card import write_card
 from medsft.knowledge.facts import FactCheck
 from medsft.knowledge.graph import Entity, Graph
@@ -237,7 +236,10 @@ def write_generated(
         raise UserError(
             f"No pair can be used: {summary.describe()}. Look at the model's replies in the cache."
         )
-    write_pairs(output, pairs, {"model": sampling.model, "seed": sampling.seed})
+    made_by = {"model": sampling.model, "seed": sampling.seed}
+    with writing_lines(output) as write:
+        for pair in pairs:
+            write(pair.record_with_provenance(made_by))
     settings = {
         "model": sampling.model,
         "seed": sampling.seed,
