@@ -259,6 +259,8 @@ def attention_pattern(
         )
     elif attention_mask is None and length == 1 and num_slots == num_seen:
         return None
+    elif attention_mask is not None and length == 1:
+        mask = attention_mask.bool()[:, None, None]  # a single new token sees all that is no padding
     else:
         # Padding rows see the context of their sequence, so no row is empty.
         mask = batch_prefix_mask(position_ids, attention_mask, num_cached)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from medsft.chatglm.generation import blank_token_id
 from medsft.chatglm.modeling import ChatGLMForConditionalGeneration
 from medsft.chatglm.positions import batch_positions
 from medsft.inference.sampling import Chooser, Sampling
@@ -99,15 +100,15 @@ class Row:
     """One answer in the making.
 
     ids: prompt and answer so far, the end token left out. num_prompt_tokens: how many of them are the
-    prompt. next_position: both positions of the newest token, which the model has not read yet. num_cached:
-    tokens that it has read. finish: None while the answer goes on, "stop" after the end token, "length" at
-    `max_new_tokens`.
+    prompt. generator: its random numbers. next_position: both positions of the newest token, which the model
+    has not read yet. num_cached: tokens that it has read. finish: None while the answer goes on, "stop" after
+    the end token, "length" at the longest that `sampling` allows.
     """
 
     ids: list[int]
     num_prompt_tokens: int
-    max_new_tokens: int
-    chooser: Chooser
+    sampling: Sampling
+    generator: torch.Generator | None
     next_position: tuple[int, int]
     num_cached: int
     finish: str | None = None
@@ -119,14 +120,23 @@ class Row:
 
 
 class Decoder:
-    """Answers of one model that are decoded together, one token each a step."""
+    """Answers of one model that are decoded together, one token each a step.
+
+    What a step needs of its rows is on the model's device and follows from the step before; it is made anew
+    when a row joins or leaves.
+    """
 
     def __init__(self, model: ChatGLMForConditionalGeneration) -> None:
         eos = model.config.eos_token_id
         self._ends = {eos} if isinstance(eos, int) else set(eos or ())
+        self._blank = blank_token_id(model.config)
         self._model = model
         self._cache = SlotCache()
         self.rows: list[Row] = []
+        self._tokens = torch.empty(0, 1, dtype=torch.long)  # [B, 1], not read yet
+        self._positions = torch.empty(0, 2, 1, dtype=torch.long)  # [B, 2, 1] of these
+        self._starts: torch.Tensor | None = None  # [B, 1], first slot of each row; None: all are 0
+        self._chooser: Chooser | None = None
 
     @torch.inference_mode()
     def add(self, prompt_ids: list[int], sampling: Sampling) -> Row:
@@ -135,29 +145,34 @@ class Decoder:
         The row takes part in the next `step`, unless it is finished already.
         """
         assert sampling.num_beams == 1, "beams are followed by transformers' generate"
-        config = self._model.config
-        input_ids = torch.tensor([prompt_ids], device=self._model.device)
+        config, device = self._model.config, self._model.device
+        input_ids = torch.tensor([prompt_ids])
         positions = batch_positions(
             input_ids, config.bos_token_id, config.mask_token_id, config.gmask_token_id
         )  # [1, 2, P]
         cache = SlotCache()
         logits = self._model(
-            input_ids=input_ids, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        ).logits
+            input_ids=input_ids.to(device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            logits_to_keep=1,
+        ).logits[:, -1]  # [1, V]
         cache.advance(len(prompt_ids))
         row_0, row_1 = positions[0, :, -1].tolist()
         row = Row(
             ids=list(prompt_ids),
             num_prompt_tokens=len(prompt_ids),
-            max_new_tokens=sampling.max_new_tokens,
-            chooser=Chooser(sampling, self._model),
+            sampling=sampling,
+            generator=sampling.generator(),
             next_position=(row_0, row_1 + 1),
             num_cached=len(prompt_ids),
         )
-        self._append(row, int(row.chooser.choose(row.ids, logits[0, -1])))
+        chooser = Chooser([sampling], self._blank, logits.device)
+        self._append(row, int(chooser.choose(logits, [row.ids], [row.generator])))
         if row.finish is None:
             self._cache.join(cache)
             self.rows.append(row)
+            self._chooser = None
         return row
 
     @torch.inference_mode()
@@ -166,22 +181,23 @@ class Decoder:
         taking_part = list(self.rows)
         if not taking_part:
             return []
-        device = self._model.device
-        num_slots = self._cache.num_slots + 1
-        lengths = torch.tensor([row.num_cached + 1 for row in taking_part])
-        mask = torch.arange(num_slots) >= num_slots - lengths[:, None]  # [B, S]
-        positions = torch.tensor([row.next_position for row in taking_part])[:, :, None]  # [B, 2, 1]
+        if self._chooser is None:
+            self._line_up()
+        mask = None
+        if self._starts is not None:
+            mask = torch.arange(self._cache.num_slots + 1, device=self._starts.device) >= self._starts
         logits = self._model(
-            input_ids=torch.tensor([row.ids[-1:] for row in taking_part], device=device),
-            attention_mask=None if mask.all() else mask.to(device),
-            position_ids=positions.to(device),
+            input_ids=self._tokens,
+            attention_mask=mask,  # [B, S]
+            position_ids=self._positions,
             past_key_values=self._cache,
         ).logits[:, -1]  # [B, V]
         self._cache.advance(1)
-        chosen = [
-            row.chooser.choose(row.ids, scores) for row, scores in zip(taking_part, logits, strict=True)
-        ]
-        for row, token in zip(taking_part, torch.cat(chosen).tolist(), strict=True):
+        ids, generators = zip(*((row.ids, row.generator) for row in taking_part), strict=True)
+        chosen = self._chooser.choose(logits, ids, generators)
+        self._tokens = chosen[:, None].to(self._positions.device)
+        self._positions[:, 1] += 1
+        for row, token in zip(taking_part, chosen.tolist(), strict=True):  # here the device is waited for
             row.num_cached += 1
             row.next_position = row.next_position[0], row.next_position[1] + 1
             self._append(row, token)
@@ -194,11 +210,20 @@ class Decoder:
         if len(kept) < len(self.rows):
             self.rows = [self.rows[number] for number in kept]
             self._cache.keep(kept, max((row.num_cached for row in self.rows), default=0))
+            self._chooser = None
+
+    def _line_up(self) -> None:
+        device = self._model.device
+        self._tokens = torch.tensor([row.ids[-1:] for row in self.rows], device=device)
+        self._positions = torch.tensor([row.next_position for row in self.rows], device=device)[:, :, None]
+        starts = [[self._cache.num_slots - row.num_cached] for row in self.rows]
+        self._starts = torch.tensor(starts, device=device) if any(start for (start,) in starts) else None
+        self._chooser = Chooser([row.sampling for row in self.rows], self._blank, device)
 
     def _append(self, row: Row, token: int) -> None:
         if token in self._ends:
             row.finish = "stop"
             return
         row.ids.append(token)
-        if len(row.answer_ids) >= row.max_new_tokens:
+        if len(row.answer_ids) >= row.sampling.max_new_tokens:
             row.finish = "length"

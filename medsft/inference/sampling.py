@@ -1,21 +1,16 @@
-"""How the next token of an answer is chosen."""
+"""How the next token of an answer is chosen.
+
+Legend: B answers, V vocabulary rows, K the likeliest tokens that are looked at.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from medsft.chatglm.generation import InvalidScoreLogitsProcessor, blank_token_id
-from medsft.chatglm.modeling import ChatGLMForConditionalGeneration
 from medsft.errors import UserError
 
 
@@ -60,6 +55,10 @@ class Sampling:
         if wrong:
             raise UserError(f"an answer cannot be generated so: {'; '.join(wrong)}.")
 
+    def generator(self) -> torch.Generator | None:
+        """Random numbers of one answer; None: torch's global ones. On the CPU, whatever device computes."""
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
     def generate_arguments(self) -> dict[str, Any]:
         """The same as arguments of transformers' `generate`; the seed is not among them."""
         shared = {
@@ -74,27 +73,81 @@ class Sampling:
 
 
 class Chooser:
-    """Chooses the tokens of one answer, one after the other; holds the state of its random numbers."""
+    """Chooses the next token of several answers at once, each by its own settings.
 
-    def __init__(self, sampling: Sampling, model: ChatGLMForConditionalGeneration) -> None:
-        self._greedy = sampling.greedy
-        self._processors = LogitsProcessorList([InvalidScoreLogitsProcessor(blank_token_id(model.config))])
-        if sampling.repetition_penalty != 1:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if not sampling.greedy:  # in the order of transformers' generate
-            self._processors.append(TemperatureLogitsWarper(sampling.temperature))
-            if sampling.top_k:
-                self._processors.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1:
-                self._processors.append(TopPLogitsWarper(sampling.top_p))
-        self._generator = None
-        if sampling.seed is not None:
-            self._generator = torch.Generator(model.device).manual_seed(sampling.seed)
+    The distributions are those of transformers' processors (penalty, temperature, top k, top p, in this
+    order); but only the likeliest tokens are sorted, and one number is drawn for each answer, so that a step
+    costs a few operations for all answers together. Unusable scores become the blank, as in the release.
+    """
 
-    def choose(self, ids: list[int], logits: torch.Tensor) -> torch.Tensor:
-        """The token [1] that follows `ids`, prompt included; `logits` [V] are the model's for it."""
-        input_ids = torch.tensor([ids], device=logits.device)
-        scores = self._processors(input_ids, logits[None].float())
-        if self._greedy:
-            return scores.argmax(dim=-1)
-        return torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator)[0]
+    def __init__(self, samplings: Sequence[Sampling], blank_token_id: int, device: torch.device) -> None:
+        drawn = [each for each in samplings if not each.greedy]
+        self._is_drawn = bool(drawn)
+        self._is_mixed = 0 < len(drawn) < len(samplings)
+        self._most = max((each.top_k for each in drawn), default=0) if all(e.top_k for e in drawn) else 0
+        self._penalties = {
+            place: each.repetition_penalty
+            for place, each in enumerate(samplings)
+            if each.repetition_penalty != 1
+        }
+        self._blank = blank_token_id
+        if drawn:
+            unlimited = torch.iinfo(torch.long).max
+            self._greedy = torch.tensor([each.greedy for each in samplings], device=device)
+            self._temperature = torch.tensor([[each.temperature] for each in samplings], device=device)
+            self._top_k = torch.tensor([[each.top_k or unlimited] for each in samplings], device=device)
+            # A sum of 1 is reached too early by rounding.
+            top_p = [[each.top_p if each.top_p < 1 else 2.0] for each in samplings]
+            self._top_p = torch.tensor(top_p, device=device)
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        ids: Sequence[Sequence[int]],
+        generators: Sequence[torch.Generator | None],
+    ) -> torch.Tensor:
+        """The tokens [B] that follow `ids`, prompts included; `logits` [B, V] are the model's for them.
+
+        Nothing here waits for the device. `generators` are asked for one number each.
+        """
+        scores = logits.float()
+        if self._penalties:
+            scores = self._penalised(scores, ids)
+        if not self._is_drawn:
+            highest, chosen = scores.max(dim=-1)
+        else:
+            probabilities, tokens, highest = self.distribution(scores)
+            numbers = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+            chosen = tokens.gather(1, _draw(probabilities, numbers.to(scores.device)))[:, 0]
+            if self._is_mixed:
+                chosen = torch.where(self._greedy, scores.argmax(dim=-1), chosen)
+        # NaN comes out highest, and without it +inf; -inf is highest where there is nothing else.
+        return torch.where(highest.isfinite(), chosen, self._blank)
+
+    def distribution(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of scores [B, V]: probabilities [B, K], falling, their tokens [B, K], and the highest scores [B].
+
+        Probabilities are 0 where a token is not drawn from; the others' sum may be below 1.
+        """
+        num_rows = scores.shape[-1]
+        top, tokens = scores.topk(min(self._most or num_rows, num_rows), dim=-1)  # [B, K]
+        is_beyond = torch.arange(top.shape[-1], device=top.device) >= self._top_k
+        probabilities = (top / self._temperature).masked_fill(is_beyond, -torch.inf).softmax(dim=-1)
+        likelier = probabilities.cumsum(dim=-1) - probabilities
+        return probabilities.masked_fill(likelier >= self._top_p, 0.0), tokens, top[:, 0]
+
+    def _penalised(self, scores: torch.Tensor, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        scores = scores.clone()
+        for place, penalty in self._penalties.items():
+            used = torch.tensor(sorted(set(ids[place])), device=scores.device)
+            found = scores[place, used]
+            scores[place, used] = torch.where(found < 0, found * penalty, found / penalty)
+        return scores
+
+
+def _draw(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Places [B, 1] in `probabilities` [B, K], drawn by `numbers` [B] between 0 and 1 (inverse transform)."""
+    sums = probabilities.cumsum(dim=-1)
+    drawn = (sums <= numbers[:, None] * sums[:, -1:]).sum(dim=-1, keepdim=True)
+    # Rounding may lead behind the last token that can be drawn.
+    return torch.minimum(drawn, (probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
