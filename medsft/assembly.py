@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from medsft.chatglm import ChatGLMForConditionalGeneration
+from medsft.chatglm.attention import choose
 from medsft.chatglm.base import BaseModel, open_base_model
 from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.reader import Checkpoint
@@ -196,6 +197,7 @@ def start_model(
         source = checkpoint or base.weights
         load_slices(model, source, world, progress if world.is_main else None)
     logger.info("weights read on this rank: %.1f MB, computing in %s", source.bytes_read / 1e6, dtype)
+    logger.info("attention: %s", choose(world.device, dtype, base.config.head_dim)[1])
     if config.model.gradient_checkpointing:
         model.recompute_activations()
     with together(world):

@@ -10,8 +10,12 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from medsft.chatglm.attention import Attend, Dense
 from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.rotary import rotate
+
+EVERYONE = Dense(None)
+"""Each token attends to all."""
 
 
 class Linear(nn.Linear):
@@ -38,7 +42,7 @@ class Embedding(nn.Embedding):
 
 
 class ChatGLMAttention(nn.Module):
-    """Multi-head attention with two-dimensional rotary positions, through scaled_dot_product_attention.
+    """Multi-head attention with two-dimensional rotary positions, in a way of `medsft.chatglm.attention`.
 
     The reference divides scores by layer + 1 before and multiplies after masking; that only widens the range
     of fp16 and is left to the kernel, which accumulates in fp32.
@@ -56,10 +60,10 @@ class ChatGLMAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.BoolTensor | None,
+        attend: Attend,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
-        """States [B, T, E] to [B, T, E]; `attention_mask` [B, 1, T, S], True = may attend, None = all."""
+        """States [B, T, E] to [B, T, E]; `attend` knows who sees whom."""
         mixed = self.query_key_value(hidden_states)
         mixed = mixed.unflatten(-1, (self.num_heads, 3 * self.head_dim))  # split in three per head
         query, key, value = mixed.chunk(3, dim=-1)  # each [B, T, H, D]
@@ -68,7 +72,7 @@ class ChatGLMAttention(nn.Module):
         value = value.transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # [B, H, S, D]
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        context = attend(query, key, value)  # [B, H, T, D]
         return self.dense(context.transpose(1, 2).flatten(2))
 
 
@@ -103,11 +107,11 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.BoolTensor | None = None,
+        attend: Attend = EVERYONE,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
         """States [B, T, E] to [B, T, E]; the other arguments as in `ChatGLMAttention.forward`."""
         normed = self.input_layernorm(hidden_states)
-        attended = self.attention(normed, rotary, attention_mask, past_key_values)
+        attended = self.attention(normed, rotary, attend, past_key_values)
         normed = self.post_attention_layernorm(self.residual_scale * normed + attended)
         return self.residual_scale * normed + self.mlp(normed)

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from medsft.chatglm.attention import Attend, Dense, Segments, choose, over_segments
 from medsft.chatglm.block import ChatGLMBlock, Embedding, Linear
 from medsft.chatglm.configuration import ChatGLMConfig
 from medsft.chatglm.generation import ChatGLMGenerationMixin, release_generation_config
@@ -60,6 +61,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             quantize_layers(self.layers, config.quantization_bit)
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.gradient_checkpointing = False
+        self.attention_way: str | None = None  # a name in `attention.WAYS`, or None: chosen by device
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -80,6 +82,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        segments: Segments | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, E] after the final LayerNorm.
@@ -88,6 +91,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         attend).
         `position_ids` [B, 2, T] may be left out while nothing is cached: they are then read off `input_ids`.
         A row of a boolean mask that sees nothing is padding: it is let see everything, so that no NaN arises.
+        `segments` says the same as the mask of whole examples, and lets them be attended to one by one; it
+        goes before `attention_mask` where that is less work.
         Raises UserError when positions are neither given nor to be found.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -106,13 +111,15 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         num_slots = num_cached + length
         if past_key_values is not None:
             num_slots, _ = past_key_values.get_mask_sizes(length, 0)  # a static cache has slots to spare
-        mask = attention_pattern(attention_mask, position_ids, num_cached, num_slots)
+        attend = self._by_segments(segments, inputs_embeds, length) if segments is not None else None
+        if attend is None:
+            attend = Dense(attention_pattern(attention_mask, position_ids, num_cached, num_slots))
         rotary = rotary_tables(position_ids, self.config.head_dim, inputs_embeds.dtype)
         hidden_states = inputs_embeds  # [B, T, E]
         collected = [hidden_states] if output_hidden_states else None
         for layer in self.layers:
             hidden_states = layer(
-                hidden_states, rotary=rotary, attention_mask=mask, past_key_values=past_key_values
+                hidden_states, rotary=rotary, attend=attend, past_key_values=past_key_values
             )
             if collected is not None:
                 collected.append(hidden_states)
@@ -124,6 +131,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             past_key_values=past_key_values,
             hidden_states=tuple(collected) if collected is not None else None,
         )
+
+    def _by_segments(self, segments: Segments, embeds: torch.Tensor, length: int) -> Attend | None:
+        way = self.attention_way or choose(embeds.device, embeds.dtype, self.config.head_dim)[0]
+        return over_segments(segments, embeds.shape[0] * length, length, way)
 
     def _read_positions(
         self, input_ids: torch.LongTensor | None, attention_mask: torch.Tensor | None, num_cached: int
@@ -188,6 +199,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        segments: Segments | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss when `labels` are given; other arguments as in `ChatGLMModel.forward`.
@@ -207,6 +219,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
             inputs_embeds=inputs_embeds,
             use_cache=False if use_cache is None and labels is not None else use_cache,
             output_hidden_states=output_hidden_states,
+            segments=segments,
         )
         hidden_states = outputs.last_hidden_state  # [B, T, E]
         loss = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from medsft.chatglm.attention import Segments
 from medsft.chatglm.positions import prefix_mask, sequence_positions
 from medsft.data.encode import Tokens
 
@@ -37,6 +38,7 @@ class MicroBatch:
         attention_mask: bool [B, 1, T, T], True where the query (dim 2) may attend to the key (dim 3).
         labels: int64 [B, T], aligned with `input_ids` (the shift is in the model), -100 = not supervised.
         target_rows: int64 [N], ascending: flattened B·T indices of the rows whose NEXT token is supervised.
+        segments: who sees whom once more, as the sizes of the examples and of the padding between them.
         num_tokens: useful tokens, padding not counted.
         num_examples: examples in it; 0 for a dummy.
     """
@@ -46,6 +48,7 @@ class MicroBatch:
     attention_mask: torch.Tensor
     labels: torch.Tensor
     target_rows: torch.Tensor
+    segments: Segments
     num_tokens: int
     num_examples: int
 
@@ -69,10 +72,10 @@ class MicroBatch:
         """The same in page-locked memory, from which a copy to the GPU can run in the background."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self.model_inputs().items()})
 
-    def model_inputs(self) -> dict[str, torch.Tensor]:
+    def model_inputs(self) -> dict[str, torch.Tensor | Segments]:
         """Keyword arguments of `ChatGLMForConditionalGeneration.forward`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor | Segments)}
 
 
 def _round_up(length: int, multiple: int) -> int:
@@ -128,20 +131,34 @@ def _lay_out(
     labels = torch.full((num_rows, width), IGNORED, dtype=torch.int64)
     # Each padding token attends to itself, as a softmax over nothing would be NaN.
     attention_mask = torch.eye(width, dtype=torch.bool).repeat(num_rows, 1, 1)
-    num_tokens = 0
+    num_tokens = num_done = 0
+    sizes: list[tuple[int, int]] = []  # (context, all) of segments, end to end over the flattened rows
     for example, (row, start) in zip(examples, starts, strict=True):
         length, context = len(example.input_ids), int(example.context_length)
         assert 1 <= context < length, "an example is [gMASK] <sop> at least"
         end = start + length
+        if padding := row * width + start - num_done:
+            sizes.append((0, padding))
+        sizes.append((context, length))
+        num_done = row * width + end
         input_ids[row, start:end] = torch.from_numpy(np.array(example.input_ids, dtype=np.int64))
         # [gMASK] is the last token of the context: its position is that of the whole answer.
         position_ids[row, :, start:end] = sequence_positions(context, length, context - 1)
         attention_mask[row, start:end, start:end] = prefix_mask(context, length)
         labels[row, start + context : end] = input_ids[row, start + context : end]
         num_tokens += length
+    if num_done < num_rows * width:
+        sizes.append((0, num_rows * width - num_done))
     # The row before each supervised token predicts it. A row's first token is never supervised, so the
     # neighbour on the left is always one of the same row and the same example.
     target_rows = (labels.view(-1) != IGNORED).nonzero().view(-1) - 1
     return MicroBatch(
-        input_ids, position_ids, attention_mask[:, None], labels, target_rows, num_tokens, len(examples)
+        input_ids,
+        position_ids,
+        attention_mask[:, None],
+        labels,
+        target_rows,
+        Segments.of(sizes),
+        num_tokens,
+        len(examples),
     )

@@ -99,8 +99,9 @@ class StepSizes:
         busiest_slots: of the rank with the most, summed over the micro-batches: the others wait for it.
         busiest_targets: supervised rows likewise.
         num_micro_batches: passes of each rank.
-        largest_slots, largest_targets, row_slots: of one micro-batch, in the worst of the sampled steps;
-            row_slots is the length of a row, on which the attention mask depends.
+        largest_slots, largest_targets: of one micro-batch, in the worst of the sampled steps.
+        largest_places, mask_width: tokens that its attention computes with every example in a row of its own,
+            and the length of these rows, by which the mask is wide.
         ranks_at_work: ranks that get an example.
     """
 
@@ -113,7 +114,8 @@ class StepSizes:
     num_micro_batches: float
     largest_slots: int
     largest_targets: int
-    row_slots: int
+    largest_places: int
+    mask_width: int
     ranks_at_work: int
 
 
@@ -132,7 +134,8 @@ def step_sizes(
     """
     chance = random.Random(0)
     totals = [0.0] * 7
-    largest_slots = largest_targets = row_slots = ranks_at_work = 0
+    largest_slots = largest_targets = ranks_at_work = 0
+    largest_places = (0, 0)
     num_steps = max(1, min(_SAMPLED_STEPS, _SAMPLED_EXAMPLES // global_batch_size))
     for _ in range(num_steps):
         chosen = [chance.randrange(len(lengths)) for _ in range(global_batch_size)]
@@ -157,11 +160,11 @@ def step_sizes(
         totals = [total + value for total, value in zip(totals, values, strict=True)]
         largest_slots = max(largest_slots, *map(max, slots))
         largest_targets = max(largest_targets, *map(max, rows))
-        longest = max(map(max, slots)) if packing else _round_up(max(tokens))
-        row_slots = max(row_slots, longest)
+        places = (_places([tokens[at] for at in batch], packing) for rank in dealt for batch in rank)
+        largest_places = max(largest_places, *places)
         ranks_at_work = max(ranks_at_work, sum(any(rank) for rank in dealt))
     means = (total / num_steps for total in totals)
-    return StepSizes(*means, largest_slots, largest_targets, row_slots, ranks_at_work)
+    return StepSizes(*means, largest_slots, largest_targets, *largest_places, ranks_at_work)
 
 
 def _round_up(length: int) -> int:
@@ -172,3 +175,18 @@ def _slots(tokens: Sequence[int], packing: bool) -> int:
     if not tokens:
         return _DUMMY
     return _round_up(sum(tokens)) if packing else len(tokens) * _round_up(max(tokens))
+
+
+def _places(tokens: Sequence[int], packing: bool) -> tuple[int, int]:
+    """Tokens that attention computes, and the width of their mask (`medsft.chatglm.attention.over_segments`).
+
+    Padding is a segment of its own; one dense mask is taken where it has no more pairs.
+    """
+    slots = _slots(tokens, packing)
+    if not tokens:
+        return slots, slots
+    width = _round_up(max(tokens))
+    row = slots if packing else width
+    num_padded = (slots > sum(tokens)) if packing else sum(count < width for count in tokens)
+    num_segments = len(tokens) + num_padded
+    return min((slots, row), (num_segments * width, width), key=lambda made: made[0] * made[1])

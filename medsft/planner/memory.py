@@ -20,6 +20,11 @@ LOGITS_BYTES = 12
 """Of a logit in the loss's backward pass: log-probability, its gradient and that of the logit, all in
 fp32."""
 
+FLASH_PLACES = 1.75
+"""Places a token where attention is two calls of flash attention: 7E of a token are kept beside the rest, the
+query-key-value product 3E (the values are a view of it), keys E, queries E, and of the context, half of the
+tokens, keys and values once more, E; results are E, and E again in order."""
+
 PROCESS_BYTES = 0.3e9
 """Private memory of a rank without a GPU, imports and engine included; measured, see docs/performance.md."""
 CUDA_PROCESS_BYTES = 3.0e9
@@ -90,23 +95,29 @@ def checkpoint_bytes(num_parameters: float) -> float:
 
 
 def activation_bytes(
-    shape: Shape, num_slots: float, row_slots: float, bytes_a_value: int, checkpointing: bool
+    shape: Shape,
+    num_slots: float,
+    num_places: float,
+    mask_width: float,
+    bytes_a_value: int,
+    checkpointing: bool,
 ) -> float:
     """What the forward pass of a micro-batch keeps for the backward pass, without the logits.
 
     A block keeps for each token, in elements: input of its first LayerNorm E, that of the query-key-value
-    product E, its result 3E (the values are a view of it), turned queries and keys 2E, result of the
-    attention E, input of the second LayerNorm E, that of the feed-forward E, and F before and F after GELU:
-    10E + 2F. The attention mask is kept in each block as numbers, a row of `row_slots` for each token, with
-    a fp32 number a head for the softmax and four for the LayerNorms. Final LayerNorm: 2E.
+    product E, result of the attention E, input of the second LayerNorm E, that of the feed-forward E, and F
+    before and F after GELU: 5E + 2F; and four fp32 numbers for the LayerNorms. For each of the `num_places` where
+    attention computes: turned query and key, value and result, 4E; the mask as numbers, a row of
+    `mask_width`; a fp32 number a head for the softmax. Final LayerNorm: 2E.
     With checkpointing only the input E of each block stays, and one block at a time is done again.
     """
     width, inner = shape.hidden_size, shape.inner_hidden_size
-    block = bytes_a_value * (10 * width + 2 * inner + row_slots) + FP32 * (shape.num_attention_heads + 4)
-    ends = 2 * bytes_a_value * width
+    tokens = num_slots * (bytes_a_value * (5 * width + 2 * inner) + FP32 * 4)
+    places = num_places * (bytes_a_value * (4 * width + mask_width) + FP32 * shape.num_attention_heads)
+    block, ends = tokens + places, 2 * bytes_a_value * width * num_slots
     if checkpointing:
-        return num_slots * (shape.num_layers * bytes_a_value * width + block + ends)
-    return num_slots * (shape.num_layers * block + ends)
+        return num_slots * shape.num_layers * bytes_a_value * width + block + ends
+    return shape.num_layers * block + ends
 
 
 def logits_bytes(shape: Shape, num_targets: float) -> float:
@@ -167,8 +178,11 @@ class _Parts:
         self.elements = shape.slice_elements(self.ranks)
         self.groups = shape.sub_groups(self.ranks, settings.sub_group)
         self.largest_slice = math.ceil(shape.matrix_parameters / self.ranks)
+        places, mask_width = sizes.largest_places, sizes.mask_width
+        if place.has_gpu and settings.precision == "bf16":
+            places, mask_width = FLASH_PLACES * sizes.largest_slots, 0
         self.activations = activation_bytes(
-            shape, sizes.largest_slots, sizes.row_slots, self.width, checkpointing
+            shape, sizes.largest_slots, places, mask_width, self.width, checkpointing
         )
         self.logits = logits_bytes(shape, sizes.largest_targets)
         self.offloads = settings.offload_optimizer != "none"

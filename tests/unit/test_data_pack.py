@@ -77,7 +77,9 @@ def test_types_and_shapes(lay_out):
     batch = lay_out(ROWS, PAD)
     rows, width = batch.input_ids.shape
     assert width % 8 == 0
-    assert {name: (tuple(value.shape), value.dtype) for name, value in batch.model_inputs().items()} == {
+    inputs = batch.model_inputs()
+    assert inputs.pop("segments").sizes.sum(dim=1)[1] == rows * width
+    assert {name: (tuple(value.shape), value.dtype) for name, value in inputs.items()} == {
         "input_ids": ((rows, width), torch.int64),
         "position_ids": ((rows, 2, width), torch.int64),
         "attention_mask": ((rows, 1, width, width), torch.bool),
@@ -86,7 +88,9 @@ def test_types_and_shapes(lay_out):
     }
     assert batch.num_targets == sum(len(r.input_ids) - r.context_length for r in ROWS)
     moved = batch.to("meta")
-    assert {tensor.device.type for tensor in moved.model_inputs().values()} == {"meta"}
+    moved_inputs = moved.model_inputs()
+    devices = {tensor.device.type for tensor in (moved_inputs.pop("segments").sizes, *moved_inputs.values())}
+    assert devices == {"meta"}
     assert moved.num_tokens == batch.num_tokens
 
 

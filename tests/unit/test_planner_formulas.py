@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from medsft.chatglm.attention import over_segments
 from medsft.chatglm.init import PRESETS, count_parameters, parameter_shapes
 from medsft.chatglm.positions import prefix_mask
-from medsft.planner import memory, traffic
+from medsft.data.dataset import Row
+from medsft.data.pack import pack, pad
+from medsft.planner import lengths, memory, traffic
 from medsft.planner.advice import FOLDER, read_configs
 from medsft.planner.cluster import PEAK, Cluster
 from medsft.planner.flops import mfu, step_flops, visible_pairs
@@ -39,7 +43,8 @@ def sizes(num_slots: float = TOKENS, num_targets: float = TARGETS, ranks: int = 
         num_micro_batches=1,
         largest_slots=math.ceil(num_slots / ranks),
         largest_targets=math.ceil(num_targets / ranks),
-        row_slots=math.ceil(num_slots / ranks),
+        largest_places=math.ceil(num_slots / ranks),
+        mask_width=128,
         ranks_at_work=ranks,
     )
 
@@ -107,10 +112,10 @@ def test_the_classic_table_of_zero3(gpus, weights, gradients, states, together):
 
 
 def test_activations_a_token():
-    """About 3.9 MB without checkpointing."""
-    size = memory.activation_bytes(CHATGLM_6B, 1000, 1056, 2, checkpointing=False) / 1000
+    """About 3.9 MB without checkpointing where attention needs no more places than there are tokens."""
+    size = memory.activation_bytes(CHATGLM_6B, 1000, 1000, 1056, 2, checkpointing=False) / 1000
     assert size == pytest.approx(3.9e6, rel=0.1)
-    assert memory.activation_bytes(CHATGLM_6B, 1000, 1056, 2, checkpointing=True) / 1000 < 0.12 * size
+    assert memory.activation_bytes(CHATGLM_6B, 1000, 1000, 1056, 2, checkpointing=True) / 1000 < 0.12 * size
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -123,10 +128,12 @@ def test_activations_are_what_the_model_keeps(checkpointing):
     model = ChatGLMForConditionalGeneration(config).train()
     if checkpointing:
         model.recompute_activations()
-    length = 256
-    ids = torch.randint(10, 400, (1, length))
-    mask = torch.as_tensor(prefix_mask(100, length))[None, None]
-    positions = torch.arange(length).expand(1, 2, length)
+    chance = np.random.default_rng(0)
+    tokens = [40, 90, 60, 66]
+    batch = pack([Row(chance.integers(10, 400, count), count // 2) for count in tokens], 3)
+    length = batch.num_slots
+    inputs = {name: value for name, value in batch.model_inputs().items() if "target" not in name}
+    inputs.pop("labels")
     own = {param.untyped_storage().data_ptr() for param in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -137,16 +144,27 @@ def test_activations_are_what_the_model_keeps(checkpointing):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.transformer(
-            input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        hidden = model.transformer(**inputs, use_cache=False).last_hidden_state
     tables = 2 * length * config.head_dim * 4
-    expected = memory.activation_bytes(Shape.of(config), length, length, 4, checkpointing)
+    places = lengths._places(tokens, packing=True)
+    expected = memory.activation_bytes(Shape.of(config), length, *places, 4, checkpointing)
     if checkpointing:  # a block that is done again lives in the backward pass only
-        block = memory.activation_bytes(replace(Shape.of(config), num_layers=1), length, length, 4, False)
+        block = memory.activation_bytes(replace(Shape.of(config), num_layers=1), length, *places, 4, False)
         expected -= block - 2 * 4 * length * config.hidden_size
     assert hidden.shape == (1, length, config.hidden_size)
     assert sum(kept.values()) - tables == pytest.approx(expected, rel=0.05 if not checkpointing else 0.25)
+
+
+@pytest.mark.parametrize("tokens", [[40, 90, 60, 66], [40, 90, 61], [50], [8, 8], [16, 300], []])
+def test_attention_computes_as_many_places_as_planned(tokens):
+    rows = [Row(np.full(count, 7), 2) for count in tokens]
+    for lay_out in (pack, pad):
+        batch = lay_out(rows, 3)
+        length = batch.input_ids.shape[1]
+        made = over_segments(batch.segments, batch.num_slots, length, "apart")
+        found = made.mask.shape[0] * made.mask.shape[-1] if made else batch.num_slots
+        width = made.mask.shape[-1] if made else length
+        assert lengths._places(tokens, packing=lay_out is pack) == (found, width)
 
 
 def test_pinned_buffers_are_powers_of_two():
