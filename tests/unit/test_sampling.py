@@ -26,7 +26,10 @@ SETTINGS = [
 IDS = [[7, 8, 9, 7, row] for row in range(len(SETTINGS))]
 
 
-def scores(num_rows=len(SETTINGS), vocabulary=300):
+NUM_SETTINGS = len(SETTINGS)
+
+
+def scores(num_rows=NUM_SETTINGS, vocabulary=300):
     return torch.randn(num_rows, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
 
 
