@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medsft.data.check.texts import bare_question
-from medsft.data.files import BadRecord, OnBytes, expand_files, iter_objects
-from medsft.data.layouts import Columns, parse_record
-from medsft.data.records import BadLine, Example
+from medsft.data.files import BadRecord, OnBytes, expand_files
+from medsft.data.layouts import Columns
+from medsft.data.records import BadLine, Example, iter_raw
+from medsft.data.template import bare_question, med_question
 from medsft.data.writing import check_output, writing_lines
 from medsft.errors import UserError
 
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 def _med_chatglm(query: str, response: str, history: tuple[tuple[str, str], ...]) -> Record:
     if history:
         raise BadRecord("bad history", "Med-ChatGLM's columns have no place for earlier rounds")
-    return {"context": f"问题：{query}\n回答: ", "target": response}
+    return {"context": med_question(query), "target": response}
 
 
 def _alpaca(query: str, response: str, history: tuple[tuple[str, str], ...]) -> Record:
@@ -66,33 +66,16 @@ def as_record(example: Example, layout: str, raw: Mapping[str, Any] | None = Non
     return {**record, "provenance": raw["provenance"]} if raw and "provenance" in raw else record
 
 
-def layout_of(raw: Mapping[str, Any]) -> str:
-    """The layout a raw record is in; chatglm for columns named by flag."""
-    if "messages" in raw or "conversations" in raw:
-        return "messages"
-    if {"instruction", "output"} <= raw.keys():
-        return "alpaca"
-    return "med-chatglm" if {"context", "target"} <= raw.keys() else "chatglm"
-
-
-def iter_raw(
+def iter_raw_files(
     files: Sequence[str | Path], columns: Columns | None = None, on_bytes: OnBytes | None = None
 ) -> Iterator[tuple[Any, Example | BadLine]]:
-    """(raw record, what it is read as) of all files in order; the raw record of an unreadable line is None.
+    """(raw record, what it is read as) of all files in order; see `iter_raw`.
 
-    Raises `UserError` as `expand_files` and `iter_objects` do.
+    Raises `UserError` as `expand_files` and `iter_raw` do.
     """
     for path in expand_files(files):
-        for line, value in iter_objects(path, on_bytes):
-            source = f"{path}:{line}"
-            try:
-                if isinstance(value, BadRecord):
-                    raise value
-                query, response, history = parse_record(value, columns or Columns())
-            except BadRecord as bad:
-                yield None if isinstance(value, BadRecord) else value, BadLine(source, bad.reason, bad.detail)
-            else:
-                yield value, Example(query, response, history, source)
+        for _, raw, record in iter_raw(path, columns or Columns(), on_bytes):
+            yield raw, record
 
 
 @dataclass(frozen=True)
@@ -131,7 +114,7 @@ def convert_files(
     first: list[str] = []
     num_written = 0
     with writing_lines(output) as write:
-        for raw, example in iter_raw(paths, columns, on_bytes):
+        for raw, example in iter_raw_files(paths, columns, on_bytes):
             try:
                 if isinstance(example, BadLine):
                     raise BadRecord(example.reason, example.detail)

@@ -90,6 +90,20 @@ def parse_record(record: object, columns: Columns) -> Fields:
     return query, response, history
 
 
+def with_response(record: Mapping, columns: Columns, response: str) -> dict:
+    """A record with another answer and all else as it is; for one that `parse_record` takes."""
+    for turns, text in (("messages", "content"), ("conversations", "value")):
+        if columns.response is None and turns in record:
+            *earlier, last = record[turns]
+            return {**record, turns: [*earlier, {**last, text: response}]}
+    column = columns.response or next(
+        answer
+        for question, answer in (("instruction", "output"), ("context", "target"), ("prompt", "response"))
+        if {question, answer} <= record.keys()
+    )
+    return {**record, column: response}
+
+
 def _names(record: Mapping) -> str:
     names = [str(name) for name in record]
     return ", ".join(names[:6]) + (" …" if len(names) > 6 else "") if names else "none"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsft.data.convert import WRITERS, Record, as_record, iter_raw
+from medsft.data.convert import WRITERS, Record, as_record, iter_raw_files
 from medsft.data.files import BadRecord, expand_files
 from medsft.data.layouts import Columns
 from medsft.data.records import Example
@@ -129,7 +129,7 @@ def mix_files(
 
 
 def _usable(files: Sequence[Path], columns: Columns | None) -> Iterator[bool]:
-    return (isinstance(example, Example) for _, example in iter_raw(files, columns))
+    return (isinstance(example, Example) for _, example in iter_raw_files(files, columns))
 
 
 def _chosen(
@@ -142,7 +142,9 @@ def _chosen(
     is_chosen[np.random.RandomState(words).permutation(count)[:rest]] = True
     everything = np.ones(count, dtype=bool)
     for mask in chain(repeat(everything, passes), [is_chosen] if rest else []):
-        usable = ((raw, example) for raw, example in iter_raw(files, columns) if isinstance(example, Example))
+        usable = (
+            (raw, example) for raw, example in iter_raw_files(files, columns) if isinstance(example, Example)
+        )
         for (raw, example), is_wanted in zip(usable, mask, strict=True):
             if is_wanted:
                 try:

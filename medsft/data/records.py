@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medsft.data.files import BadRecord, OnBytes, expand_files, iter_objects
 from medsft.data.layouts import Columns, parse_record
@@ -11,7 +12,7 @@ from medsft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["BadLine", "Columns", "Example", "Records", "iter_file", "read_files"]
+__all__ = ["BadLine", "Columns", "Example", "Records", "iter_file", "iter_raw", "read_files"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,26 @@ class Records:
         return self.examples
 
 
+def iter_raw(
+    path: Path, columns: Columns, on_bytes: OnBytes | None = None
+) -> Iterator[tuple[int, Any, Example | BadLine]]:
+    """Records of one file, one at a time: (line number, raw record, what it is read as).
+
+    The raw record of an unreadable line is None. Raises `UserError` as `iter_objects` does.
+    """
+    for line, value in iter_objects(path, on_bytes):
+        source = f"{path}:{line}"
+        try:
+            if isinstance(value, BadRecord):
+                raise value
+            query, response, history = parse_record(value, columns)
+        except BadRecord as bad:
+            raw = None if isinstance(value, BadRecord) else value
+            yield line, raw, BadLine(source, bad.reason, bad.detail)
+        else:
+            yield line, value, Example(query, response, history, source)
+
+
 def iter_file(
     path: Path, columns: Columns, on_bytes: OnBytes | None = None
 ) -> Iterator[tuple[int, Example | BadLine]]:
@@ -75,17 +96,9 @@ def iter_file(
         UserError: as in `iter_objects`, and for a file without any record.
     """
     is_empty = True
-    for line, value in iter_objects(path, on_bytes):
+    for line, _, record in iter_raw(path, columns, on_bytes):
         is_empty = False
-        source = f"{path}:{line}"
-        try:
-            if isinstance(value, BadRecord):
-                raise value
-            query, response, history = parse_record(value, columns)
-        except BadRecord as bad:
-            yield line, BadLine(source, bad.reason, bad.detail)
-        else:
-            yield line, Example(query, response, history, source)
+        yield line, record
     if is_empty:
         raise UserError(f"The data file {path} holds no record.")
 

@@ -10,7 +10,6 @@
 Med-ChatGLM's training data; a question already in that form is left as it is.
 """
 
-import re
 from collections.abc import Callable, Iterable
 
 from medsft.data.records import Example
@@ -21,7 +20,23 @@ History = tuple[tuple[str, str], ...]
 AUTO = "auto"
 """Template name that stands for what `detect_template` finds in the training data."""
 
-_MED_FORM = re.compile(r"问题：.*\n回答: ", re.DOTALL)
+_MED_BEFORE, _MED_AFTER = "问题：", "\n回答: "
+
+
+def is_med_question(query: str) -> bool:
+    """Whether a question is written in Med-ChatGLM's form."""
+    is_long_enough = len(query) >= len(_MED_BEFORE) + len(_MED_AFTER)
+    return is_long_enough and query.startswith(_MED_BEFORE) and query.endswith(_MED_AFTER)
+
+
+def med_question(query: str) -> str:
+    """The question in Med-ChatGLM's form, in which it may be already."""
+    return query if is_med_question(query) else f"{_MED_BEFORE}{query}{_MED_AFTER}"
+
+
+def bare_question(query: str) -> str:
+    """The question without Med-ChatGLM's form around it."""
+    return query[len(_MED_BEFORE) : -len(_MED_AFTER)] if is_med_question(query) else query
 
 
 def _chatglm(query: str, history: History) -> str:
@@ -31,13 +46,9 @@ def _chatglm(query: str, history: History) -> str:
     return "".join(rounds) + f"[Round {len(history)}]\n问：{query}\n答："
 
 
-def _med_question(query: str) -> str:
-    return query if _MED_FORM.fullmatch(query) else f"问题：{query}\n回答: "
-
-
 def _med_chatglm(query: str, history: History) -> str:
-    rounds = [f"{_med_question(old)}{answer}\n" for old, answer in history]
-    return "".join(rounds) + _med_question(query)
+    rounds = [f"{med_question(old)}{answer}\n" for old, answer in history]
+    return "".join(rounds) + med_question(query)
 
 
 def _none(query: str, history: History) -> str:
@@ -71,5 +82,5 @@ def detect_template(examples: Iterable[Example]) -> str:
     "chatglm". Give it the first examples only: one that does not fit is enough to tell.
     """
     queries = [example.query for example in examples]
-    fits = bool(queries) and all(_MED_FORM.fullmatch(query) for query in queries)
+    fits = bool(queries) and all(map(is_med_question, queries))
     return "med-chatglm" if fits else "chatglm"

@@ -15,10 +15,10 @@ Write = Callable[[Mapping[str, Any]], None]
 """Writes one record."""
 
 
-def check_output(output: Path, inputs: Sequence[str | Path]) -> None:
-    """Raises `UserError` for an output that is not named .jsonl, or that is one of the inputs."""
-    if output.suffix != ".jsonl":
-        raise UserError(f"The output {output} must end in .jsonl: it holds one JSON object a line.")
+def check_output(output: Path, inputs: Sequence[str | Path], suffix: str = ".jsonl") -> None:
+    """Raises `UserError` for an output of another name than it must have, or that is one of the inputs."""
+    if output.suffix != suffix:
+        raise UserError(f"The output {output} must end in {suffix}: it holds one JSON object a line.")
     if any(output.exists() and output.samefile(path) for path in inputs if Path(path).exists()):
         raise UserError(f"The output {output} is one of the inputs, which it would replace. Name another.")
 

@@ -13,19 +13,45 @@ fits data that was to be made from the graph and nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from medsft.data.check.fault import Fault
-from medsft.data.check.texts import bare_question
 from medsft.data.records import Example
+from medsft.data.template import bare_question
 from medsft.knowledge.graph import Graph
 from medsft.knowledge.mentions import Names
-from medsft.knowledge.relations import DEPARTMENT, DRUGS
+from medsft.knowledge.relations import (
+    BODY_PART,
+    CLINICAL_SYMPTOMS,
+    COMPLICATION,
+    DEPARTMENT,
+    DRUGS,
+    EXAMINATION,
+    HISTOLOGY,
+    SYMPTOMS,
+)
 from medsft.knowledge.templates import Templates
 
 _YES = re.compile(r"(?:是的|对|会|可以|有|能|需要|是)[，。,]")
 _NO = re.compile(r"(?:一般)?(?:不[，。,]|不[是会能应用可]|没有|否|并非)")
+
+
+# Kinds of facts whose values are looked for in free text, and the kind that each belongs to.
+_FREE_TEXT = {
+    SYMPTOMS: SYMPTOMS,
+    CLINICAL_SYMPTOMS: SYMPTOMS,
+    EXAMINATION: EXAMINATION,
+    HISTOLOGY: EXAMINATION,
+    BODY_PART: BODY_PART,
+    COMPLICATION: COMPLICATION,
+}
+_MIN_CLEAR_CHARACTERS = 3
+_CLAUSE = re.compile(r"[，。；！？,;!?\n]")
+_PASSING = re.compile(
+    r"[不无没非勿忌]|避免|防止|预防|以免|排除|除外|鉴别|区别|区分|不同|其他|其它|如果|若|一旦|相比|而"
+)
+"""Words of a clause that denies a fact, warns of it, supposes it, or tells it of something else."""
 
 
 class FactCheck:
@@ -44,6 +70,8 @@ class FactCheck:
             for relation, texts in facts.items():
                 values.setdefault(relation, set()).update(texts)
         self._values = {relation: Names(texts) for relation, texts in values.items()}
+        self._clear = _unambiguous(values, self._facts)
+        self._everything = Names({*self._facts, *(text for texts in values.values() for text in texts)})
         self._questions = [
             (relation, pattern)
             for relation in values
@@ -73,13 +101,26 @@ class FactCheck:
             return Fault("leaves the graph's facts", detail)
         return None
 
-    def stray(self, entity: str, answer: str) -> Fault | None:
-        """A medicine or department in an answer about an entity that the graph does not give it."""
+    def stray(self, entity: str, question: str, answer: str) -> Fault | None:
+        """A fact in an answer about an entity that the graph does not give it.
+
+        Medicines and departments are looked for wherever they stand; symptoms, examinations, body parts and
+        complications only where a mention can mean nothing else: see `_unambiguous` and `_PASSING`.
+        """
         own = {value for values in self._facts[entity].values() for value in values}
+
+        def is_foreign(value: str) -> bool:
+            return not any(value in one or one in value for one in own)
+
         for relation in (DRUGS, DEPARTMENT):
             names = self._values.get(relation)
             for value in sorted(names.found_in(answer)) if names else ():
-                if not any(value in one or one in value for one in own):
+                if is_foreign(value):
+                    return Fault("leaves the graph's facts", f"{entity}, {relation}: {value}")
+        for clause in _CLAUSE.split(answer):
+            for value in sorted(self._everything.found_in(clause)) if not _PASSING.search(clause) else ():
+                relation = self._clear.get(value)
+                if relation and value not in question and is_foreign(value):
                     return Fault("leaves the graph's facts", f"{entity}, {relation}: {value}")
         return None
 
@@ -109,6 +150,23 @@ def _told(raw: Any) -> tuple[str, str] | None:
     if isinstance(entities, list) and isinstance(relations, list) and len(entities) == len(relations) == 1:
         return str(entities[0]), str(relations[0])
     return None
+
+
+def _unambiguous(values: Mapping[str, set[str]], entities: Collection[str]) -> dict[str, str]:
+    """Value -> relation of all values that a text can mean nothing else by.
+
+    They are of one kind throughout the graph, are no entity, and have three characters or more: 发热 or 脑
+    stands in general advice, and in other words.
+    """
+    kinds: dict[str, set[str]] = {}
+    for relation, texts in values.items():
+        for text in texts:
+            kinds.setdefault(text, set()).add(_FREE_TEXT.get(relation, ""))
+    return {
+        text: next(iter(found))
+        for text, found in kinds.items()
+        if len(found) == 1 and "" not in found and len(text) >= _MIN_CLEAR_CHARACTERS and text not in entities
+    }
 
 
 def _patterns(templates: Templates, relation: str) -> list[re.Pattern[str]]:

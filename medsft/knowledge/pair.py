@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from medsft.data.template import med_question
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -32,7 +34,7 @@ class Pair:
 
     def record(self) -> dict[str, str]:
         """The pair as a line of training data: Med-ChatGLM's columns and form."""
-        return {"context": f"问题：{self.question}\n回答: ", "target": self.answer}
+        return {"context": med_question(self.question), "target": self.answer}
 
     def record_with_provenance(self, made_by: Mapping[str, Any]) -> dict[str, Any]:
         """The same with where it comes from, which training passes over. `made_by`: seed, model."""

@@ -64,15 +64,18 @@ def iter_statements(path: Path, on_bytes: OnBytes | None = None) -> Iterator[Sta
     nodes: dict[str, str] = {}
     for line, value in iter_objects(path, on_bytes, MAX_LINE_BYTES):
         source = f"{path}:{line}"
-        try:
-            for name, fields in _entities(value, nodes):
+        for item in _entities(value, nodes):
+            try:
+                if isinstance(item, BadRecord):
+                    raise item
+                name, fields = item
                 facts, num_cleared = _facts(name, fields)
                 if facts:
                     yield Statement(name, facts, source, num_cleared)
                 elif _is_record(value):
                     raise BadRecord("no facts", f"nothing is said about {name}")
-        except BadRecord as fault:
-            yield BadLine(source, fault.reason, fault.detail)
+            except BadRecord as fault:
+                yield BadLine(source, fault.reason, fault.detail)
 
 
 def canonical(relation: str) -> str:
@@ -110,29 +113,28 @@ def _facts(name: str, fields: Mapping[str, object]) -> tuple[dict[str, list[str]
     return facts, num_cleared
 
 
-def _entities(value: object, nodes: dict[str, str]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """(name, raw fields) of everything a raw object tells; `nodes` (id -> name) remembers Neo4j's nodes."""
-    if isinstance(value, BadRecord):
-        raise value
-    if not isinstance(value, Mapping):
-        raise BadRecord("not a JSON object", f"a {type(value).__name__}")
-    for columns in TRIPLE_COLUMNS:
-        if value.keys() >= set(columns):
-            head, relation, tail = (value[column] for column in columns)
-            yield clean_name(columns[0], head), {_text(columns[1], relation): tail}
-            return
-    if NAME_FIELD in value:
-        fields = {key: item for key, item in value.items() if key != NAME_FIELD}
-        yield clean_name(NAME_FIELD, value[NAME_FIELD]), fields
-    else:
-        found = list(_neo4j(value, nodes))
-        if not found:
-            names = ", ".join(map(str, list(value)[:6])) or "no fields"
-            raise BadRecord(
-                f"no {NAME_FIELD}",
-                f"has {names}; neither a record, nor a triple (head, relation, tail), nor from Neo4j",
-            )
-        yield from (entity for entity in found if entity is not None)
+def _entities(value: object, nodes: dict[str, str]) -> Iterator[tuple[str, Mapping[str, object]] | BadRecord]:
+    """(name, raw fields) of everything a raw object tells, and what of it cannot be used.
+
+    `nodes` (id -> name) remembers Neo4j's nodes.
+    """
+    try:
+        if isinstance(value, BadRecord):
+            raise value
+        if not isinstance(value, Mapping):
+            raise BadRecord("not a JSON object", f"a {type(value).__name__}")
+        for columns in TRIPLE_COLUMNS:
+            if value.keys() >= set(columns):
+                head, relation, tail = (value[column] for column in columns)
+                yield clean_name(columns[0], head), {_text(columns[1], relation): tail}
+                return
+        if NAME_FIELD in value:
+            fields = {key: item for key, item in value.items() if key != NAME_FIELD}
+            yield clean_name(NAME_FIELD, value[NAME_FIELD]), fields
+        else:
+            yield from _neo4j(value, nodes)
+    except BadRecord as fault:
+        yield fault
 
 
 def _text(field: str, value: object) -> str:
@@ -141,31 +143,56 @@ def _text(field: str, value: object) -> str:
     return value
 
 
-def _neo4j(value: object, nodes: dict[str, str]) -> Iterator[tuple[str, Mapping[str, object]] | None]:
-    """Walks an exported object: nodes first, then relationships; None for a node that is only a name."""
+def _neo4j(value: Mapping, nodes: dict[str, str]) -> Iterator[tuple[str, Mapping[str, object]] | BadRecord]:
+    """Walks an exported object: nodes first, then relationships.
+
+    A node or a relationship that cannot be used is told, and the others are taken: an export may be one
+    object. Raises `BadRecord` for an object that holds neither.
+    """
     graph_nodes: list[Mapping] = []
     edges: list[Mapping] = []
     _collect(value, graph_nodes, edges)
+    if not graph_nodes and not edges:
+        names = ", ".join(map(str, list(value)[:6])) or "no fields"
+        raise BadRecord(
+            f"no {NAME_FIELD}",
+            f"has {names}; neither a record, nor a triple (head, relation, tail), nor from Neo4j",
+        )
     for node in graph_nodes:
-        properties = node["properties"]
-        key = next((key for key in _NODE_NAMES if properties.get(key)), None)
-        if key is None:
-            raise BadRecord("node without a name", f"id {_id(node)}; a node is named by its property name")
-        name = clean_name(key, properties[key])
+        try:
+            name, facts = _node(node)
+        except BadRecord as fault:
+            yield fault
+            continue
         nodes[_id(node)] = name
-        facts = {field: item for field, item in properties.items() if field not in (key, "id")}
-        yield (name, facts) if facts else None
+        if facts:
+            yield name, facts
     for edge in edges:
-        ends = []
-        for side in ("start", "end"):
-            end = edge[side]
-            identity = _id(end) if isinstance(end, Mapping) else str(end)
-            if identity not in nodes:
-                raise BadRecord(
-                    "unknown node", f"the {side} of a relationship is {identity}, not seen before"
-                )
-            ends.append(nodes[identity])
-        yield ends[0], {str(edge.get("label") or edge.get("type")): ends[1]}
+        try:
+            start, end = (_end(edge, side, nodes) for side in ("start", "end"))
+        except BadRecord as fault:
+            yield fault
+        else:
+            yield start, {str(edge.get("label") or edge.get("type")): end}
+
+
+def _node(node: Mapping) -> tuple[str, dict[str, object]]:
+    """The name of a node, and what else it says."""
+    properties = node["properties"]
+    key = next((key for key in _NODE_NAMES if properties.get(key)), None)
+    if key is None:
+        raise BadRecord("node without a name", f"id {_id(node)}; a node is named by its property name")
+    facts = {field: item for field, item in properties.items() if field not in (key, "id")}
+    return clean_name(key, properties[key]), facts
+
+
+def _end(edge: Mapping, side: str, nodes: Mapping[str, str]) -> str:
+    """The name of the node that a relationship starts or ends at."""
+    end = edge[side]
+    identity = _id(end) if isinstance(end, Mapping) else str(end)
+    if identity not in nodes:
+        raise BadRecord("unknown node", f"the {side} of a relationship is {identity}, not seen before")
+    return nodes[identity]
 
 
 def _collect(value: object, nodes: list[Mapping], edges: list[Mapping]) -> None:

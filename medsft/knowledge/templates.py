@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from medsft.errors import UserError
+from medsft.knowledge.texts_file import in_braces, placeholders_in, read_texts
 
 DEFAULT_TEMPLATES = Path(__file__).with_name("templates.yaml")
 
@@ -114,10 +112,7 @@ def load_templates(path: Path = DEFAULT_TEMPLATES) -> Templates:
     Raises `UserError` that names file and entry for missing and unknown entries, empty lists, and
     placeholders that are missing, unknown or not closed.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"The template file {path} cannot be read as YAML: {error}.") from error
+    content = read_texts(path, "template file")
     try:
         given = set(content) if isinstance(content, dict) else set()
         optional = {"comparison", *_QUESTION_SECTIONS} & given
@@ -198,12 +193,11 @@ def _texts(
         raise _Fault(f"{entry} must be a list of texts, not empty")
     for text in value:
         try:
-            found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            found = placeholders_in(text)
         except ValueError as error:
-            raise _Fault(f"{entry}: {text!r} has a stray brace ({error})") from error
+            raise _Fault(f"{entry}: {text!r} has {error}") from error
         if "choices" in found:
             found = found - {"choices"} | {"values"}
         if not placeholders <= found <= placeholders | optional:
-            wanted = ", ".join(f"{{{name}}}" for name in sorted(placeholders)) or "no placeholder"
-            raise _Fault(f"{entry}: {text!r} must hold {wanted} and nothing else in braces")
+            raise _Fault(f"{entry}: {text!r} must hold {in_braces(placeholders)} and nothing else in braces")
     return tuple(value)

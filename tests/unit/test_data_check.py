@@ -13,10 +13,12 @@ from medsft.data.check.lengths import histogram, upper_bound
 from medsft.data.check.mending import mend
 from medsft.data.check.review import ReviewSettings, review_files
 from medsft.data.check.texts import CHECKS, first_fault, not_chinese
+from medsft.data.files import expand_files
 from medsft.data.records import Example, read_files
 from medsft.errors import UserError
 from medsft.knowledge.facts import FactCheck
-from medsft.knowledge.graph import COMMON_GRAPH, read_graph
+from medsft.knowledge.graph import COMMON_GRAPH, SAMPLE_GRAPH, read_graph
+from medsft.knowledge.pairs import make_pairs
 from medsft.knowledge.templates import load_templates
 
 ANSWER = "偏头痛应到神经内科就诊。"
@@ -204,10 +206,52 @@ class TestFacts:
         assert self.found("我头疼得厉害，找谁看？", "应到眼科就诊。", raw=raw) == "contradicts the graph"
 
 
+class TestStrayFacts:
+    """What a language model may not add."""
+
+    CHECK = TestFacts.CHECK
+
+    def found(self, answer: str, question: str = "偏头痛要紧吗？") -> str | None:
+        found = self.CHECK.stray("偏头痛", question, answer)
+        return found and found.detail
+
+    @pytest.mark.parametrize(
+        "answer",
+        ["可用甲氨蝶呤。", "常见双下肢紫癜。", "可做急诊冠状动脉造影和皮肤活检。", "可见面部蝶形红斑。"],
+    )
+    def test_what_the_graph_does_not_give_it(self, answer):
+        assert self.found(answer)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "一般不会出现双下肢紫癜。",
+            "出现发热或咳嗽应到医院就诊。",
+            "如果出现双下肢紫癜，应就诊。",
+            "可有畏光、恶心，应到神经内科就诊。",
+        ],
+    )
+    def test_denials_general_advice_and_its_own_facts(self, answer):
+        assert self.found(answer) is None
+
+    def test_what_the_question_names_may_be_answered(self):
+        assert self.found("双下肢紫癜应请医生检查。", "偏头痛患者有双下肢紫癜怎么办？") is None
+
+    @pytest.mark.parametrize("file", [COMMON_GRAPH, SAMPLE_GRAPH])
+    def test_no_pair_of_the_templates_is_stray(self, file):
+        graph, templates = read_graph([file]), load_templates()
+        check, num_pairs = FactCheck(graph, templates), 0
+        for pair in make_pairs(graph, templates, seed=0):
+            if len(pair.entities) == 1:
+                num_pairs += 1
+                assert check.stray(pair.entities[0], pair.question, pair.answer) is None, pair
+        assert num_pairs > 500
+
+
 class TestReview:
     def run(self, tmp_path, *pairs, **settings):
         source = write(tmp_path / "in.jsonl", *pairs)
-        kept, rejects = tmp_path / "kept.jsonl", tmp_path / "rejects.jsonl"
+        kept, rejects = tmp_path / "kept.jsonl", tmp_path / "r.rejects"
         review = review_files([source], kept, rejects, ReviewSettings(**settings))
         return review, kept, [json.loads(line) for line in rejects.read_text("utf-8").splitlines()]
 
@@ -226,8 +270,32 @@ class TestReview:
     def test_mended_answers_keep_layout_and_provenance(self, tmp_path):
         line = {"context": "问题：甲？\n回答: ", "target": "根据知识，乙。", "provenance": {"seed": 1}}
         (tmp_path / "a.jsonl").write_text(json.dumps(line), encoding="utf-8")
-        review_files([tmp_path / "a.jsonl"], tmp_path / "k.jsonl", tmp_path / "r.jsonl", ReviewSettings())
+        review_files([tmp_path / "a.jsonl"], tmp_path / "k.jsonl", tmp_path / "r.rejects", ReviewSettings())
         assert json.loads((tmp_path / "k.jsonl").read_text("utf-8")) == {**line, "target": "乙。"}
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"id": 7, "kind": "general", "prompt": "甲？", "response": "{}", "history": [], "category": "x"},
+            {"instruction": "甲？", "input": "", "output": "{}", "id": 7},
+            {"id": 7, "messages": [{"role": "user", "content": "甲？"},
+                                   {"role": "assistant", "content": "{}", "rating": 3}]},
+            {"conversations": [{"from": "human", "value": "甲？"}, {"from": "gpt", "value": "{}"}], "id": 7},
+        ],
+        ids=["chatglm", "alpaca", "messages", "conversations"],
+    )  # fmt: skip
+    def test_mended_records_keep_every_other_field(self, tmp_path, record):
+        line = json.dumps(record, ensure_ascii=False)
+        (tmp_path / "a.jsonl").write_text(line.replace("{}", "根据知识，乙。"), encoding="utf-8")
+        review_files([tmp_path / "a.jsonl"], tmp_path / "k.jsonl", tmp_path / "r.rejects", ReviewSettings())
+        assert (tmp_path / "k.jsonl").read_text("utf-8") == line.replace("{}", "乙。") + "\n"
+
+    def test_rejects_are_never_read_with_the_data(self, tmp_path):
+        self.run(tmp_path, ("甲？", "乙。"), ("丙？", "<sop>丁。"))
+        names = [path.name for path in expand_files([tmp_path])]
+        assert names == ["in.jsonl", "kept.jsonl"]
+        assert [path.name for path in expand_files([tmp_path / "*.jsonl"])] == names
+        assert (tmp_path / "r.rejects").exists()
 
     def test_leakage(self, tmp_path):
         held_out = write(tmp_path / "test.jsonl", (TestDuplicates.LONG, "可能是圆形糠疹。"))
@@ -239,7 +307,7 @@ class TestReview:
     def test_unreadable_lines_are_rejects(self, tmp_path):
         source = write(tmp_path / "in.jsonl", ("甲？", "乙。"))
         source.write_bytes(source.read_bytes() + b"{broken\n" + '{"a": "中"}\n'.encode("gbk"))
-        review = review_files([source], tmp_path / "k.jsonl", tmp_path / "r.jsonl", ReviewSettings())
+        review = review_files([source], tmp_path / "k.jsonl", tmp_path / "r.rejects", ReviewSettings())
         assert review.rejected == {"unreadable": 2}
 
     def test_lone_surrogates_are_written_as_they_were_read(self, tmp_path):
@@ -253,18 +321,16 @@ class TestReview:
         arguments = ["data", "check", "--file", str(source), "--output", str(tmp_path / "k.jsonl")]
         assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
         kept = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text("utf-8").splitlines()]
-        rejects = (tmp_path / "k.rejects.jsonl").read_text("utf-8").splitlines()
+        rejects = (tmp_path / "k.rejects").read_text("utf-8").splitlines()
         assert kept == [json.loads(lines[0]), json.loads(lines[2])]
         assert [json.loads(line)["record"] for line in rejects] == [json.loads(lines[1])]
         assert "戊" in (tmp_path / "k.jsonl").read_text("utf-8")
 
-    @pytest.mark.parametrize("name", ["graph.jsonl", "kept.rejects.jsonl"])
-    def test_the_graph_is_not_replaced(self, tmp_path, name):
+    def test_the_graph_is_not_replaced(self, tmp_path):
         source = write(tmp_path / "in.jsonl", ("甲？", "乙。"))
-        graph = tmp_path / name
+        graph = tmp_path / "graph.jsonl"
         graph.write_bytes(COMMON_GRAPH.read_bytes())
-        output = graph if name == "graph.jsonl" else tmp_path / "kept.jsonl"
-        arguments = ["data", "check", "--file", str(source), "--output", str(output), "--graph", str(graph)]
+        arguments = ["data", "check", "--file", str(source), "--output", str(graph), "--graph", str(graph)]
         found = CliRunner().invoke(app, arguments)
         assert isinstance(found.exception, UserError) and "one of the inputs" in str(found.exception)
         assert graph.read_bytes() == COMMON_GRAPH.read_bytes()
@@ -279,7 +345,7 @@ class TestReview:
         source = write(tmp_path / "in.jsonl", ("甲？", "<sop>"))
         (tmp_path / "k.jsonl").write_text("old", encoding="utf-8")
         with pytest.raises(UserError, match="Nothing would be kept"):
-            review_files([source], tmp_path / "k.jsonl", tmp_path / "r.jsonl", ReviewSettings())
+            review_files([source], tmp_path / "k.jsonl", tmp_path / "r.rejects", ReviewSettings())
         assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "k.jsonl"}
         assert (tmp_path / "k.jsonl").read_text("utf-8") == "old"
 
@@ -312,7 +378,7 @@ def test_command_and_report(tmp_path):
     assert done.exit_code == 1
     assert "3 records: 1 kept; 1 mends, 2 rejected" in done.stdout
     assert sorted(path.name for path in out.parent.iterdir()) == [
-        "kept.jsonl", "kept.rejects.jsonl", "kept.report.html", "kept.report.md",
+        "kept.jsonl", "kept.rejects", "kept.report.html", "kept.report.md",
     ]  # fmt: skip
     page = (out.parent / "kept.report.html").read_text("utf-8")
     assert "&lt;b&gt;甲&lt;/b&gt;" in page and "<script>" not in page and "contradicts the graph" in page
@@ -324,12 +390,11 @@ def test_command_and_report(tmp_path):
 
 def test_what_templates_make_is_clean(tmp_path):
     from medsft.knowledge.build import build_pairs
-    from medsft.knowledge.graph import SAMPLE_GRAPH
 
     build_pairs([SAMPLE_GRAPH], tmp_path / "p.jsonl", seed=0)
     facts = FactCheck(read_graph([SAMPLE_GRAPH]), load_templates(), is_strict=True)
     settings = ReviewSettings(further=(facts.fault,), names_in=facts.names.found_in)
-    review = review_files([tmp_path / "p.jsonl"], tmp_path / "k.jsonl", tmp_path / "r.jsonl", settings)
+    review = review_files([tmp_path / "p.jsonl"], tmp_path / "k.jsonl", tmp_path / "r.rejects", settings)
     assert set(review.rejected) <= {"near duplicate"}
     assert review.rejected.total() < 0.002 * review.num_read
     assert len(read_files([tmp_path / "k.jsonl"]).examples) == review.num_kept
@@ -339,7 +404,7 @@ def test_the_published_pairs(shared_dir, tmp_path):
     """What it rejects there was read by a person; the shares shall not drift."""
     source = shared_dir / "data" / "med_chatglm_train.jsonl"
     settings = ReviewSettings(near_threshold=None)
-    review = review_files([source], tmp_path / "k.jsonl", tmp_path / "r.jsonl", settings)
+    review = review_files([source], tmp_path / "k.jsonl", tmp_path / "r.rejects", settings)
     assert review.num_read == 7622
     assert set(review.rejected) == {
         "question without its subject", "speaks of hidden knowledge", "program text",

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from medsft.data import progress
-from medsft.data.progress import terminal_progress
+from medsft.data.progress import counting, duration, terminal_progress
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,19 @@ def test_no_terminal_gets_log_lines(capsys, caplog, monkeypatch):
     monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     run(2)
     assert [record.getMessage() for record in caplog.records] == [
-        "tokenising: 50 % of 1.0 MB",
-        "tokenising: 100 % of 1.0 MB",
+        "tokenising: 50%, about 0 s left",
+        "tokenising: 100%, about 0 s left",
     ]
     assert capsys.readouterr() == ("", "")
+
+
+def test_times_for_people():
+    assert [duration(seconds) for seconds in (3.4, 720, 12600)] == ["3 s", "12 min", "3.5 h"]
+
+
+def test_bytes_are_counted():
+    told = []
+    advance = counting(lambda done, total: told.append((done, total)), 10)
+    advance(3)
+    advance(7)
+    assert told == [(3, 10), (10, 10)]

@@ -2,19 +2,23 @@
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from medsft.cli import app
 from medsft.data.records import read_files
+from medsft.data.template import bare_question
 from medsft.errors import UserError
 from medsft.knowledge.distinctive import DISTINCTIVE_SYMPTOMS
 from medsft.knowledge.graph import COMMON_GRAPH, SAMPLE_GRAPH, Entity, Graph, read_graph
 from medsft.knowledge.mentions import Names
+from medsft.knowledge.pair import Pair
 from medsft.knowledge.pairs import KINDS, make_pairs
 from medsft.knowledge.relations import BODY_PART, DEPARTMENT, DRUGS, SYMPTOMS
-from medsft.knowledge.split import part_of, split_graph, split_pairs, write_split
+from medsft.knowledge.split import part_of, split_graph, write_split
 from medsft.knowledge.templates import load_templates
 
 TEMPLATES = load_templates()
@@ -148,6 +152,24 @@ def test_a_vignette_names_every_disease_that_fits():
         assert any(department in pair.answer for department in FACTS[pair.entities[0]][DEPARTMENT])
 
 
+def test_symptoms_of_everybody_point_to_nobody(monkeypatch):
+    alike = graph(
+        ("甲病", {SYMPTOMS: ("恶心", "头痛"), DEPARTMENT: ("甲科",)}),
+        ("乙病", {SYMPTOMS: ("恶心", "头痛"), DEPARTMENT: ("乙科",)}),
+    )
+    assert [pair.entities for pair in pairs_of("vignette", alike)] == [("甲病", "乙病")]
+    # The module, which its function hides in the package.
+    monkeypatch.setattr(sys.modules["medsft.knowledge.kinds.vignette"], "_MAX_HOLDERS", 1)
+    assert pairs_of("vignette", alike) == ()
+
+
+def test_a_reverse_answer_rests_on_those_it_names_and_one_more():
+    many = graph(*((f"病{number}", {SYMPTOMS: ("恶心",)}) for number in range(30)))
+    for pair in pairs_of("reverse", many):
+        assert pair.entities == tuple(f"病{number}" for number in range(9))
+        assert "病7等" in pair.answer and "病8" not in pair.answer
+
+
 def test_every_answer_about_a_medicine_holds_a_caution():
     assert len(of("medication")) > 100
     for pair in of("medication"):
@@ -155,8 +177,53 @@ def test_every_answer_about_a_medicine_holds_a_caution():
         assert any(drug in pair.question for drug in FACTS[pair.entities[0]][DRUGS])
 
 
+def pairs_in(path: Path) -> list[Pair]:
+    """The pairs of a file, from its records and their provenance."""
+    found = []
+    for record in map(json.loads, path.read_text("utf-8").splitlines()):
+        made = record["provenance"]
+        lists = (tuple(made[name]) for name in ("sources", "entities", "relations"))
+        question = bare_question(record["context"])
+        found.append(Pair(question, record["target"], made["kind"], *lists, made["template"]))
+    return found
+
+
+@pytest.fixture(scope="class")
+def split_of_common(request, tmp_path_factory):
+    """FILES: what two processes wrote, by name; NUM_CROSSING as they counted it."""
+    folder = tmp_path_factory.mktemp("split")
+    summary = write_split([COMMON_GRAPH], folder, (0.7, 0.1, 0.2), seed=3, num_workers=2)
+    request.cls.FOLDER = folder
+    request.cls.FILES = {name: pairs_in(folder / f"{name}.jsonl") for name in summary.num_pairs}
+    request.cls.NUM_CROSSING = summary.num_crossing
+    assert {name: len(pairs) for name, pairs in request.cls.FILES.items()} == {
+        name: sum(kinds.values()) for name, kinds in summary.num_pairs.items()
+    }
+
+
+@pytest.mark.usefixtures("split_of_common")
 class TestSplit:
-    FILES, NUM_CROSSING = split_pairs(COMMON, TEMPLATES, (0.7, 0.1, 0.2), seed=3)
+    def test_the_number_of_processes_changes_no_byte(self, tmp_path):
+        write_split([COMMON_GRAPH], tmp_path, (0.7, 0.1, 0.2), seed=3, num_workers=1)
+        for path in sorted(tmp_path.iterdir()):
+            assert path.read_bytes() == (self.FOLDER / path.name).read_bytes().replace(
+                self.FOLDER.name.encode(), tmp_path.name.encode()
+            ), path.name
+
+    def test_a_split_that_stops_leaves_the_earlier_one(self, tmp_path, monkeypatch):
+        write_split([SAMPLE_GRAPH], tmp_path, kinds=["single"])
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        (tmp_path / ".unfinished").mkdir()  # as a split that was killed leaves it
+        (tmp_path / ".unfinished" / "train.jsonl").write_text("half", encoding="utf-8")
+
+        def full(path):
+            if path.name.startswith(".test"):
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("medsft.files.sync", full)
+        with pytest.raises(UserError, match=r"test\.jsonl cannot be written: No space left on device"):
+            write_split([SAMPLE_GRAPH], tmp_path, kinds=["single"], seed=9)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_no_entity_is_in_two_parts(self):
         entities = {

@@ -2,19 +2,26 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from medsft.cli import app
+from medsft.data.files import expand_files
 from medsft.data.records import read_files
 from medsft.errors import UserError
 from medsft.knowledge.graph import SAMPLE_GRAPH, Graph, read_graph
+from medsft.knowledge.llm import client
 from medsft.knowledge.llm.cache import ReplyCache, request_key
 from medsft.knowledge.llm.client import Endpoint, _Pace, api_key, without_secrets
 from medsft.knowledge.llm.generate import Sampling, ask_missing, collect, estimate, make_tasks
@@ -35,7 +42,12 @@ Fault = Callable[[int], str | None]
 class Server:
     """An endpoint on a free port; counts attempts and completions for each request."""
 
-    def __init__(self, fault: Fault = lambda attempt: None, reply: str | None = None) -> None:
+    def __init__(
+        self,
+        fault: Fault = lambda attempt: None,
+        reply: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({"retry-after-ms": "5"}),
+    ) -> None:
         self.attempts: Counter[str] = Counter()
         self.completed: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -55,9 +67,9 @@ class Server:
                     server.attempts[prompt] += 1
                     what = fault(server.attempts[prompt])
                 if what == "429":
-                    return self._send(429, {"error": {"message": "slow down"}}, {"retry-after-ms": "5"})
+                    return self._send(429, {"error": {"message": "slow down"}}, headers)
                 if what == "500":
-                    return self._send(500, {"error": {"message": "oops"}}, {"retry-after-ms": "5"})
+                    return self._send(500, {"error": {"message": "oops"}}, headers)
                 if what in ("400", "422"):
                     return self._send(int(what), {"error": {"message": "filtered"}})
                 if what == "404":
@@ -169,6 +181,102 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(serve, tmp_path):
     ask_missing(tasks, again, endpoint(server, concurrency=1), KEY)
     assert set(server.completed.values()) == {1} and len(server.completed) == 4
     assert all(ReplyCache(tmp_path / "c.jsonl").get(task.key) for task in tasks)
+
+
+def test_a_run_that_is_killed_has_paid_for_every_stored_answer_once(serve, tmp_path, monkeypatch):
+    """A real process and a real SIGKILL, while a third request is under way."""
+    go_on = threading.Event()
+    server = serve(lambda attempt: None if server.attempts.total() < 3 or go_on.wait(60) else "500")
+    out = tmp_path / "written.jsonl"
+    arguments = ["data", "generate", "--graph", str(SAMPLE_GRAPH), "--output", str(out), "--model", "toy"]
+    arguments += ["--base_url", server.url, "--max_entities", "4", "--forms", "facts", "--yes"]
+    arguments += ["--requests_per_minute", "60000", "--concurrency", "1"]
+    environment = {**os.environ, "MEDSFT_LLM_KEY": KEY}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run = subprocess.Popen([sys.executable, "-m", "medsft.cli", *arguments], env=environment, **quiet)
+    try:
+        deadline_s = time.monotonic() + 120
+        while server.attempts.total() < 3 and run.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+    finally:
+        run.kill()
+        run.wait()
+    go_on.set()
+    stored = set(server.attempts) - {list(server.attempts)[2]}
+    assert run.returncode == -9 and len(stored) == 2 and not out.exists()
+    monkeypatch.setenv("MEDSFT_LLM_KEY", KEY)
+    again = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "2 requests to send, 2 answered already" in again.stdout
+    assert len(read_files([out]).examples) == 4 == len(server.attempts)
+    assert {server.attempts[prompt] for prompt in stored} == {1}
+    assert [path.name for path in expand_files([tmp_path])] == ["written.jsonl"]
+
+
+@pytest.mark.parametrize("headers", [{"retry-after-ms": "5"}, {"Retry-After": "0"}, {}])
+def test_repetitions_are_paced_too(serve, tmp_path, monkeypatch, headers):
+    turns = []
+    turn = _Pace.turn
+
+    async def counted(pace: _Pace) -> None:
+        turns.append(pace)
+        await turn(pace)
+
+    monkeypatch.setattr(_Pace, "turn", counted)
+    monkeypatch.setattr(client, "_MIN_WAIT_S", 0.01)
+    server = serve(lambda attempt: "500" if attempt < 3 else None, headers=headers)
+    tasks = make_tasks(FEW, PROMPTS, SAMPLING)
+    ask_missing(tasks, ReplyCache(tmp_path / "c"), endpoint(server), KEY)
+    assert len(turns) == server.attempts.total() == 3 * len(tasks)
+
+
+def test_what_the_server_asks_to_wait_all_requests_wait(monkeypatch):
+    waits: list[float] = []
+
+    async def no_sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def starts() -> None:
+        pace = _Pace(per_minute=6000.0)
+        pace.hold(20.0)
+        await pace.turn()
+
+    monkeypatch.setattr(asyncio, "sleep", no_sleep)
+    asyncio.run(starts())
+    assert round(waits[0]) == 20
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "Fri, 01 Jan 1999 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "inf"}, None),
+        ({}, None),
+    ],
+)
+def test_what_the_server_asks_to_wait(headers, wait_s):
+    assert client._asked_wait_s(SimpleNamespace(headers=headers)) == wait_s
+
+
+def test_a_server_that_asks_for_a_day_is_not_waited_for(serve, tmp_path):
+    server = serve(lambda attempt: "429", headers={"Retry-After": "86400"})
+    tasks = make_tasks(FEW, PROMPTS, SAMPLING)[:1]
+    with pytest.raises(UserError, match="RateLimitError that asks to wait 86,400 s"):
+        ask_missing(tasks, ReplyCache(tmp_path / "c"), endpoint(server), KEY)
+    assert server.attempts.total() == 1
+
+
+def test_a_full_disk_stops_and_says_so(serve, tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache = ReplyCache(tmp_path / "c")
+    monkeypatch.setattr("medsft.knowledge.llm.cache.os.fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device\. Make room and run again"):
+        ask_missing(make_tasks(FEW, PROMPTS, SAMPLING), cache, endpoint(serve()), KEY)
 
 
 @pytest.mark.parametrize(("key", "fault", "said"), [("sk-wrong-key", None, "401"), (KEY, "404", "404")])

@@ -1,16 +1,22 @@
 """Facts as questions and answers, and the file of them."""
 
 import json
+import os
 import re
+import signal
+from dataclasses import replace
 
 import pytest
 
 from medsft.data.records import Columns, read_files
-from medsft.data.template import detect_template
+from medsft.data.template import bare_question, detect_template
 from medsft.errors import UserError
 from medsft.knowledge.build import build_pairs
+from medsft.knowledge.choice import SeededChoice
 from medsft.knowledge.graph import SAMPLE_GRAPH, Entity, Graph, read_graph
-from medsft.knowledge.pairs import KINDS, make_pairs
+from medsft.knowledge.pair import Pair
+from medsft.knowledge.pair_file import write_pairs
+from medsft.knowledge.pairs import KINDS, Portion, make_pairs
 from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
 from medsft.knowledge.wording import join
 
@@ -136,14 +142,6 @@ def test_no_question_comes_twice_and_phrasings_are_limited():
     assert len(singles) == sum(len(entity.facts) for entity in graph.entities)
 
 
-def test_max_pairs_keeps_some_of_the_same_pairs_in_order():
-    whole = make_pairs(GRAPH, TEMPLATES, seed=7)
-    some = make_pairs(GRAPH, TEMPLATES, seed=7, max_pairs=5)
-    assert len(some) == 5
-    assert [pair for pair in whole if pair in some] == list(some)
-    assert make_pairs(GRAPH, TEMPLATES, seed=7, max_pairs=10_000) == whole
-
-
 def test_braces_in_the_graph_are_plain_text():
     graph = Graph((Entity("{entity}", (("相关症状", ("{values}", "100%")),), "g:1"),), 0, ())
     answers = {pair.answer for pair in make_pairs(graph, TEMPLATES, seed=0, kinds=["single"])}
@@ -156,7 +154,6 @@ def test_braces_in_the_graph_are_plain_text():
         ({"kinds": ["single", "rhymes"]}, "rhymes was asked for"),
         ({"kinds": []}, "none was asked for"),
         ({"num_phrasings": 0}, "must be 1 or more"),
-        ({"max_pairs": 0}, "must be 1 or more"),
     ],
 )
 def test_wrong_options(options, said):
@@ -232,11 +229,50 @@ class TestBuild:
         assert [path.name for path in sorted(output.parent.iterdir())] == ["pairs.card.md", "pairs.jsonl"]
         assert "45 entities" in summary.describe()
 
-    def test_building_twice_gives_the_same_bytes(self, tmp_path):
-        outputs = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-        for output in outputs:
-            build_pairs([SAMPLE_GRAPH], output, seed=1, kinds=["single"], num_phrasings=1)
-        assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    @pytest.mark.parametrize("num_workers", [1, 2, 3])
+    def test_any_number_of_processes_writes_what_one_makes(self, tmp_path, monkeypatch, num_workers):
+        monkeypatch.setattr("medsft.knowledge.pairs.PORTION_SUBJECTS", 7)
+        build_pairs([SAMPLE_GRAPH], tmp_path / "p.jsonl", seed=1, num_workers=num_workers)
+        pairs = make_pairs(read_graph([SAMPLE_GRAPH]), TEMPLATES, seed=1)
+        lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+        made = [pair.record_with_provenance({"seed": 1}) for pair in pairs]
+        assert [json.loads(line) for line in lines] == made
+
+    @pytest.mark.parametrize("num_workers", [1, 2])
+    def test_max_pairs_keeps_some_of_the_same_pairs_in_order(self, tmp_path, num_workers):
+        whole, some = tmp_path / "whole.jsonl", tmp_path / "some.jsonl"
+        build_pairs([SAMPLE_GRAPH], whole, seed=7)
+        summary = build_pairs([SAMPLE_GRAPH], some, seed=7, max_pairs=50, num_workers=num_workers)
+        kept = some.read_bytes().splitlines()
+        assert len(kept) == sum(summary.num_pairs.values()) == 50
+        assert [line for line in whole.read_bytes().splitlines() if line in set(kept)] == kept
+        lines = {bare_question(json.loads(line)["context"]): line for line in whole.read_bytes().splitlines()}
+        assert {lines[text] for text in SeededChoice(7)(list(lines), 50, "pairs")} == set(kept)
+        build_pairs([SAMPLE_GRAPH], some, seed=7, max_pairs=10**6)
+        assert some.read_bytes() == whole.read_bytes()
+        with pytest.raises(UserError, match="must be 1 or more"):
+            build_pairs([SAMPLE_GRAPH], some, max_pairs=0)
+
+    def test_a_question_that_comes_again_is_written_once(self, tmp_path):
+        first = Pair("甲？", "乙。", "single", ("g:1",))
+        portions = [Portion("single", 0, 1), Portion("several", 0, 1)]
+        again = [replace(first, answer="丙。"), None, Pair("丁？", "戊。", "several", ("g:1",))]
+        made = {portions[0]: [first], portions[1]: again}
+        written = write_pairs(tmp_path / "p.jsonl", made.get, portions, seed=0)
+        lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["target"] for line in lines] == ["乙。", "戊。"]
+        assert (written.num_pairs, written.num_left_out) == ({"single": 1, "several": 1}, 1)
+        none = write_pairs(tmp_path / "n.jsonl", made.get, portions, seed=0, unlike=written.keys)
+        assert none.num_pairs == {} and not (tmp_path / "n.jsonl").exists()
+
+    def test_a_killed_worker_is_told_and_leaves_nothing(self, tmp_path):
+        def die(portion):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        portions = [Portion("single", 0, 1), Portion("single", 1, 2)]
+        with pytest.raises(UserError, match="One of 2 worker processes was killed"):
+            write_pairs(tmp_path / "p.jsonl", die, portions, seed=0, num_workers=2)
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_failure_leaves_the_old_file(self, tmp_path):
         output = tmp_path / "pairs.jsonl"

@@ -118,6 +118,8 @@ def test_values_are_cleaned(tmp_path, given, values):
         ([{"type": "node", "id": "1", "labels": [], "properties": {"age": 3}}], "node without a name"),
         ([{"question": "什么？"}], "neither a record, nor a triple"),
         ([{"中心词": "甲", "症状": ["无"]}], "nothing is said about 甲"),
+        ([{"中心词": "甲", "症状": []}], "nothing is said about 甲"),
+        ([{"中心词": "甲"}], "nothing is said about 甲"),
         ([{"中心词": "长" * 500, "症状": ["乙"]}], "中心词 must be one text"),
     ],
 )
@@ -127,6 +129,17 @@ def test_what_cannot_be_used_is_told_with_its_line(tmp_path, records, reason):
     (bad,) = read_graph([path], max_bad_share=1.0).bad
     assert reason in str(bad)
     assert bad.source == f"{path}:2"
+
+
+def test_one_unnamed_node_spoils_only_itself_and_its_relationships(tmp_path):
+    nameless = {"type": "node", "id": "8", "labels": [], "properties": {"age": 3}}
+    odd = node(7, "发热", notes={"a": 1})
+    nodes, edges = [*APOC[:2], nameless, odd, *APOC[2:4]], [*APOC[4:], edge(0, "并发症", 8)]
+    path = write(tmp_path, "g.json", json.dumps({"nodes": nodes, "rels": edges}))
+    graph = read_graph([path], max_bad_share=0.9)
+    assert [(entity.name, dict(entity.facts)) for entity in graph.entities] == [("偏头痛", FACTS)]
+    assert [line.reason for line in graph.bad] == ["node without a name", "wrong type", "unknown node"]
+    assert {line.source for line in graph.bad} == {f"{path}:1"} and "id 8" in str(graph.bad[0])
 
 
 def test_entities_that_name_each_other_are_no_trouble(tmp_path):
@@ -167,6 +180,7 @@ def test_stats_command(tmp_path):
     lines = [
         {"中心词": "甲", "症状": ["恶心", "畏光"], "发作频率": "不定"},
         {"中心词": "乙", "症状": "恶心"},
+        {"中心词": "丙", "[/red]": ["[bold]", "[/]"], "症状": "发热"},
         {},
     ]
     path = write(tmp_path, "图 谱.jsonl", "\n".join(map(json.dumps, lines)))
@@ -174,7 +188,8 @@ def test_stats_command(tmp_path):
         app, ["data", "graph", "stats", "--graph", str(path), "--max_bad_share", "0.5"]
     )
     assert shown.exit_code == 0
-    assert "2 entities, 2 relations, 4 facts" in shown.stdout
+    assert "3 entities, 3 relations, 7 facts" in shown.stdout
     assert "恶心 × 2" in shown.stdout and "general" in shown.stdout and "100%" in shown.stdout
+    assert "[/red]" in shown.stdout and "[bold]" in shown.stdout
     assert "1 entities have one relation only: 乙" in shown.stdout
-    assert f"left out: {path}:3: no 中心词" in shown.stdout
+    assert f"left out: {path}:4: no 中心词" in shown.stdout

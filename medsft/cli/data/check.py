@@ -33,7 +33,7 @@ def check(
     from medsft import exit_codes
     from medsft.cli.progress import byte_progress
     from medsft.data.check.report import write_report
-    from medsft.data.check.review import ReviewSettings, review_files, settings_as_text
+    from medsft.data.check.review import REJECTS_SUFFIX, ReviewSettings, review_files, settings_as_text
     from medsft.data.files import expand_files
     from medsft.data.writing import check_output
     from medsft.errors import UserError
@@ -53,9 +53,10 @@ def check(
         names_in=facts.names.found_in if facts else None,
     )
     paths = expand_files(file)
-    rejects = output.with_name(f"{output.stem}.rejects.jsonl")
-    for path in (output, rejects):
-        check_output(path, expand_files(graph) if graph else ())
+    rejects = output.with_suffix(REJECTS_SUFFIX)
+    graph_files = expand_files(graph) if graph else ()
+    check_output(output, graph_files)
+    check_output(rejects, graph_files, REJECTS_SUFFIX)
     with byte_progress("checking", 2 * sum(path.stat().st_size for path in paths)) as report_bytes:
         review = review_files(paths, output, rejects, settings, report_bytes)
     report, page = write_report(output, review, settings_as_text(settings, paths))

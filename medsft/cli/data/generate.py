@@ -38,7 +38,7 @@ def generate(
         float | None, typer.Option("--price_out", min=0.0, help="Price of a million tokens written.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Replies already paid for (default: OUTPUT.replies.jsonl).")
+        Path | None, typer.Option(help="Replies already paid for (default: OUTPUT with the ending .replies).")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry_run", help="Only estimate.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")] = False,
@@ -74,7 +74,7 @@ def generate(
     endpoint = Endpoint(base_url, concurrency, requests_per_minute, max_retries, timeout_s)
     prices = None if price_in is None or price_out is None else (price_in, price_out)
     tasks = make_tasks(read, chosen, sampling)
-    replies = ReplyCache(cache or output.with_suffix(".replies.jsonl"))
+    replies = ReplyCache(cache or output.with_suffix(".replies"))
     try:
         expected = estimate(tasks, replies, sampling, endpoint, prices)
         typer.echo(expected.describe())

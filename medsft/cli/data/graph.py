@@ -19,6 +19,7 @@ def stats(
 ) -> None:
     """Entities, relations, coverage, and the records that cannot be used."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from medsft.knowledge.graph import read_graph
@@ -41,12 +42,12 @@ def stats(
     for relation in found.relations:
         value, count = relation.commonest
         table.add_row(
-            relation.name,
+            escape(relation.name),
             f"{relation.num_entities:,}",
             f"{relation.num_entities / found.num_entities:.0%}",
             f"{relation.num_facts:,}",
             f"{relation.num_values:,}",
-            f"{value} × {count:,}",
+            escape(f"{value} × {count:,}"),
             "own" if relation.has_templates else "general",
         )
     Console().print(table)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medsft.data.check.fault import Fault
-from medsft.data.check.texts import bare_question
 from medsft.data.records import Example
+from medsft.data.template import bare_question
 
 if TYPE_CHECKING:
     from rensa import RMinHash

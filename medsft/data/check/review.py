@@ -12,16 +12,20 @@ from medsft.data.check.duplicates import Duplicates, NamesIn
 from medsft.data.check.fault import Fault
 from medsft.data.check.lengths import Bounds, upper_bound
 from medsft.data.check.mending import mend
-from medsft.data.check.texts import CHECKS, Check, bare_question, first_fault, not_chinese
-from medsft.data.convert import as_record, iter_raw, layout_of
+from medsft.data.check.texts import CHECKS, Check, first_fault, not_chinese
+from medsft.data.convert import iter_raw_files
 from medsft.data.files import OnBytes, expand_files
-from medsft.data.layouts import Columns
+from medsft.data.layouts import Columns, with_response
 from medsft.data.records import BadLine, Example
+from medsft.data.template import bare_question
 from medsft.data.writing import check_output, writing_lines
 from medsft.errors import UserError
 
 FurtherCheck = Callable[[Example, Any], Fault | None]
 """A check that also sees the raw record, with its provenance."""
+
+REJECTS_SUFFIX = ".rejects"
+"""Of the file of rejects, which holds JSON lines too: no folder or pattern of data files takes it for one."""
 
 NUM_SHOWN = 5
 """Examples that are kept for the report, of each reason and of each mend."""
@@ -111,17 +115,16 @@ def review_files(
     `UserError` for files that cannot be read or written, and when nothing is kept.
     """
     paths = expand_files(files)
-    for path in (output, rejects):
-        check_output(path, [*paths, *settings.held_out])
-    if output == rejects:
-        raise UserError(f"The output and the rejects are both {output}; name two files.")
+    inputs = [*paths, *settings.held_out]
+    check_output(output, inputs)
+    check_output(rejects, inputs, REJECTS_SUFFIX)
     review = Review()
     held_out = _questions_of(settings)
     _measure(paths, settings.columns, review, on_bytes)
     find = _finder(settings, review, held_out)
     seen = Duplicates(settings.near_threshold, settings.names_in)
     with writing_lines(output) as keep, writing_lines(rejects) as reject:
-        for raw, example in iter_raw(paths, settings.columns, on_bytes):
+        for raw, example in iter_raw_files(paths, settings.columns, on_bytes):
             if isinstance(example, BadLine):
                 fault, mended, names = Fault("unreadable", _reason(example)), example, ()
             else:
@@ -130,7 +133,7 @@ def review_files(
             if fault is None:
                 assert isinstance(mended, Example)
                 seen.add(mended)
-                keep(as_record(mended, layout_of(raw), raw) if names else raw)
+                keep(with_response(raw, settings.columns, mended.response) if names else raw)
                 _count_kept(review, mended, example, names)
             else:
                 reject(
@@ -146,7 +149,7 @@ def review_files(
 
 
 def _measure(paths: Sequence[Path], columns: Columns, review: Review, on_bytes: OnBytes | None) -> None:
-    for _, example in iter_raw(paths, columns, on_bytes):
+    for _, example in iter_raw_files(paths, columns, on_bytes):
         review.num_read += 1
         if isinstance(example, Example):
             review.questions[len(bare_question(example.query))] += 1
@@ -160,7 +163,7 @@ def _questions_of(settings: ReviewSettings) -> Duplicates | None:
     if not settings.held_out:
         return None
     held_out = Duplicates(settings.near_threshold, settings.names_in, questions_only=True)
-    for _, example in iter_raw(settings.held_out, settings.columns):
+    for _, example in iter_raw_files(settings.held_out, settings.columns):
         if isinstance(example, Example):
             held_out.add(example)
     return held_out

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from medsft.data.check.fault import Fault
 from medsft.data.records import Example
+from medsft.data.template import bare_question
 
 _CONTROL = re.compile(
     r"\[g?MASK\]|\[sMASK\]|\[(?:PAD|CLS|SEP|UNK|UNUSED\d*)\]|<(?:sop|eop|bos|eos|pad|unk|mask|sep)>|</?s>"
@@ -51,14 +52,7 @@ _CHINESE = re.compile(r"[㐀-鿿]")
 _MIN_CHINESE = 0.2
 _MIN_LETTERS = 60
 """A few names of medicines in Latin letters are an answer, not another language."""
-_FORM = re.compile(r"问题：(.*)\n回答: ", re.DOTALL)
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
-
-
-def bare_question(query: str) -> str:
-    """The question without Med-ChatGLM's form around it."""
-    found = _FORM.fullmatch(query)
-    return found.group(1) if found else query
 
 
 def _texts(example: Example) -> str:

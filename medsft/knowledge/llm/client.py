@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,6 +18,9 @@ KEY_VARIABLES = ("MEDSFT_LLM_KEY", "OPENAI_API_KEY")
 """Not the key that `medsft serve` asks of its clients: that one is sent to no other endpoint."""
 
 _GARBAGE_ATTEMPTS = 3
+_MIN_WAIT_S, _MAX_WAIT_S = 0.5, 8.0
+_MAX_ASKED_WAIT_S = 300.0
+"""A server that asks for more has no quota left today: the request is given up, and told."""
 _REFUSALS_TO_STOP = 3
 
 Request = dict[str, Any]
@@ -27,9 +33,9 @@ class Endpoint:
     Attributes:
         base_url: of the API, most often ending in /v1.
         concurrency: requests under way at a time.
-        requests_per_minute: started in a minute at most.
+        requests_per_minute: started in a minute at most, repetitions included.
         max_retries: of a request that fails with 408, 409, 429, 5xx or on the way; waits grow from half a
-            second to eight, or are what the server says.
+            second to eight. What the server asks to wait all requests wait, five minutes at most.
         timeout_s: for one reply.
     """
 
@@ -58,11 +64,15 @@ def without_secrets(url: str) -> str:
 
 
 class _Pace:
-    """Spreads the starts of requests evenly."""
+    """Spreads the starts of requests evenly, repetitions included."""
 
     def __init__(self, per_minute: float) -> None:
         self._interval_s = 60.0 / per_minute
         self._next_s = 0.0
+
+    def hold(self, wait_s: float) -> None:
+        """No request starts before."""
+        self._next_s = max(self._next_s, asyncio.get_running_loop().time() + wait_s)
 
     async def turn(self) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -139,9 +149,8 @@ async def _ask_all(
 
     async def worker(client: AsyncOpenAI) -> None:
         for name, request in waiting:
-            await pace.turn()
             try:
-                reply = await _ask(client, request, endpoint, failures)
+                reply = await _ask(client, request, endpoint, pace, failures)
             except _Refused as refused:
                 refusals.add(name, str(refused))
                 continue
@@ -149,7 +158,7 @@ async def _ask_all(
                 on_reply(name, reply)
                 refusals.release()
 
-    settings = {"max_retries": endpoint.max_retries, "timeout": endpoint.timeout_s}
+    settings = {"max_retries": 0, "timeout": endpoint.timeout_s}  # the client's own would escape the pace
     async with AsyncOpenAI(base_url=endpoint.base_url, api_key=key, **settings) as client:
         workers = [asyncio.create_task(worker(client)) for _ in range(endpoint.concurrency)]
         try:
@@ -169,13 +178,16 @@ def _refused(endpoint: Endpoint, reason: str) -> UserError:
     )
 
 
-async def _ask(client: Any, request: Request, endpoint: Endpoint, failures: list[str]) -> str | None:
+async def _ask(
+    client: Any, request: Request, endpoint: Endpoint, pace: _Pace, failures: list[str]
+) -> str | None:
     import openai
 
     hopeless = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
     refused = (openai.BadRequestError, openai.UnprocessableEntityError)
-    told = "no reply"
-    for _ in range(_GARBAGE_ATTEMPTS):
+    num_garbage = 0
+    for attempt in range(endpoint.max_retries + 1):
+        await pace.turn()
         try:
             done = await client.chat.completions.create(**request)
             content = done.choices[0].message.content
@@ -186,10 +198,47 @@ async def _ask(client: Any, request: Request, endpoint: Endpoint, failures: list
             raise _refused(endpoint, f"{error.status_code} {type(error).__name__}") from error
         except refused as error:
             raise _Refused(f"{error.status_code} {type(error).__name__}") from error
-        except openai.APIError as error:  # retried by the client already
-            failures.append(type(error).__name__)
-            return None
+        except openai.APIError as error:
+            told = type(error).__name__
+            asked_s = _asked_wait_s(getattr(error, "response", None))
+            if asked_s is not None and asked_s > _MAX_ASKED_WAIT_S:
+                told += f" that asks to wait {asked_s:,.0f} s"
+                break
+            if not _may_pass(error):
+                break
+            if asked_s is not None:
+                pace.hold(asked_s)
+            elif attempt < endpoint.max_retries:
+                await asyncio.sleep(min(_MIN_WAIT_S * 2**attempt, _MAX_WAIT_S) * random.uniform(0.75, 1.0))
+            continue
         except (ValueError, TypeError, AttributeError, IndexError) as error:
             told = f"a reply that is no completion ({type(error).__name__})"
+        num_garbage += 1  # it was paid for
+        if num_garbage == _GARBAGE_ATTEMPTS:
+            break
     failures.append(told)
     return None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may get a reply later."""
+    import openai
+
+    status = getattr(error, "status_code", None)
+    return isinstance(error, openai.APIConnectionError) or status in (408, 409, 429) or (status or 0) >= 500
+
+
+def _asked_wait_s(response: Any) -> float | None:
+    """What a server asks to wait, by `retry-after-ms` or `retry-after` (RFC 9110: seconds or a date)."""
+    headers = getattr(response, "headers", {})
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            wait_s = float(headers[name]) * unit_s
+        except (KeyError, ValueError):
+            continue
+        return wait_s if 0 <= wait_s < float("inf") else None
+    try:
+        when = parsedate_to_datetime(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    return max(when.timestamp() - time.time(), 0.0)

@@ -199,7 +199,9 @@ def collect(
         for question, answer in found:
             example = Example(question, answer, (), task.entity.source)
             fault = (
-                first_fault(example, CHECKS) or facts.fault(example) or facts.stray(task.entity.name, answer)
+                first_fault(example, CHECKS)
+                or facts.fault(example)
+                or facts.stray(task.entity.name, question, answer)
             )
             if fault is None and question in pairs:
                 rejected["question asked before"] += 1

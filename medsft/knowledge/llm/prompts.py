@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from medsft.errors import UserError
 from medsft.knowledge.graph import Entity
+from medsft.knowledge.texts_file import in_braces, placeholders_in, read_texts
 
 DEFAULT_PROMPTS = Path(__file__).with_name("prompts.yaml")
 _PLACEHOLDERS = {"entity", "knowledge", "count"}
@@ -44,10 +42,7 @@ class Prompts:
 
 def load_prompts(path: Path = DEFAULT_PROMPTS) -> Prompts:
     """Reads and checks a file of prompts; raises `UserError` that names file and entry."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"The prompt file {path} cannot be read as YAML: {error}.") from error
+    content = read_texts(path, "prompt file")
     if not isinstance(content, dict) or content.keys() != {"system", "forms"}:
         raise UserError(
             f"The prompt file {path} must hold system and forms; {DEFAULT_PROMPTS} shows the form."
@@ -61,12 +56,12 @@ def load_prompts(path: Path = DEFAULT_PROMPTS) -> Prompts:
                 f"The prompt file {path}, form {name} must be a text; it is a {type(text).__name__}."
             )
         try:
-            found = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+            found = placeholders_in(text)
         except ValueError as error:
-            raise UserError(f"The prompt file {path}, form {name}: a stray brace ({error}).") from error
+            raise UserError(f"The prompt file {path}, form {name}: {error}.") from error
         if found != _PLACEHOLDERS:
-            wanted = ", ".join(f"{{{field}}}" for field in sorted(_PLACEHOLDERS))
             raise UserError(
-                f"The prompt file {path}, form {name} must hold {wanted} and nothing else in braces."
+                f"The prompt file {path}, form {name} must hold {in_braces(_PLACEHOLDERS)} and nothing else "
+                "in braces."
             )
     return Prompts(content["system"], {str(name): text for name, text in forms.items()})
