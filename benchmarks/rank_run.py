@@ -19,6 +19,7 @@ from medsft.checkpoint.manifest import Manifest
 from medsft.config import Config, parse
 from medsft.data.pack import pack
 from medsft.data.plan import StepPlan
+from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import World, complete_environment, from_all, start, sum_over_ranks
 from medsft.engine.step import TrainStep
 from medsft.monitor.metrics import Figures
@@ -56,7 +57,7 @@ class Run:
         identity = saving.identity_of(self.base, self.plan)
         figures = Figures(self.world.device, sum_over_ranks)
         manifest, _ = saving.draft_manifest(
-            provenance, identity, self.plan, self.ds_config, step, figures, number, None
+            provenance, identity, self.plan, self.ds_config, step, figures, EarlyStopping(), number, None
         )
         return manifest
 

@@ -135,6 +135,9 @@ class RunConfig:
         False, "Start although the plan says that the memory of GPU or host cannot suffice."
     )
     logging_steps: int = _flag(10, "Report every N steps.")
+    sample_steps: int | None = _flag(
+        None, "Let the model answer a few fixed questions every N steps (default: never)."
+    )
     save_strategy: Literal["no", "steps", "epoch", "time"] = _flag(
         "epoch",
         "When to save a checkpoint that training can resume from; unless no, one more at the end. A stopped "
@@ -160,6 +163,12 @@ class RunConfig:
         "2GB", "Largest file of a written model; rank 0 needs twice as much host memory."
     )
     eval_steps: int | None = _flag(None, "Steps between validation losses (default: at each epoch's end).")
+    early_stopping_patience: int | None = _flag(
+        None, "End the run after so many validations in a row without a lower loss (default: never)."
+    )
+    early_stopping_threshold: float = _flag(
+        0.0, "A validation loss counts as lower if it is by more than this, in nats."
+    )
     per_device_eval_batch_size: int = _flag(8, "Examples in one validation micro-batch of one rank.")
     distributed_timeout_min: int = _flag(
         30, "Give up when ranks have waited for each other this long, in min."
@@ -282,6 +291,8 @@ def _faults(config: Config) -> list[str]:
             "save_total_limit",
             "keep_every_steps",
             "eval_steps",
+            "sample_steps",
+            "early_stopping_patience",
             "per_device_eval_batch_size",
             "distributed_timeout_min",
             "max_train_samples",
@@ -297,7 +308,11 @@ def _faults(config: Config) -> list[str]:
         "above 0",
         lambda value: value > 0,
     )
-    check(["weight_decay", "max_grad_norm", "seed", "warmup_steps"], "0 or more", lambda value: value >= 0)
+    check(
+        ["weight_decay", "max_grad_norm", "seed", "warmup_steps", "early_stopping_threshold"],
+        "0 or more",
+        lambda value: value >= 0,
+    )
     check(["warmup_ratio", "max_bad_share"], "between 0 and 1", lambda value: 0 <= value <= 1)
     check(["adam_beta1", "adam_beta2"], "at least 0 and below 1", lambda value: 0 <= value < 1)
     check(["max_steps"], "above 0, or -1 for whole epochs", lambda value: value == -1 or value > 0)
@@ -317,6 +332,12 @@ def _faults(config: Config) -> list[str]:
         faults.append("--resume_from_checkpoint must be auto, latest, none or a path")
     if config.run.eval_steps is not None and not data.validation_file:
         faults.append(f"--eval_steps {config.run.eval_steps} needs --validation_file")
+    patience = config.run.early_stopping_patience
+    if patience is not None and not data.validation_file:
+        faults.append(f"--early_stopping_patience {patience} needs --validation_file")
+    if config.run.early_stopping_threshold and patience is None:
+        threshold = config.run.early_stopping_threshold
+        faults.append(f"--early_stopping_threshold {threshold} needs --early_stopping_patience")
     if config.optimization.micro_batch_tokens is not None and not config.optimization.packing:
         faults.append(f"--micro_batch_tokens {config.optimization.micro_batch_tokens} needs --packing true")
     if data.history_column is not None and data.prompt_column is None:

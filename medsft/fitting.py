@@ -44,8 +44,8 @@ def check_fit(
     most_tokens: int,
     ds_config: Mapping[str, Any],
     world: World,
-) -> None:
-    """Logs the run's plan in one line. A collective.
+) -> str:
+    """Logs the run's plan, one line, and returns it. A collective.
 
     Raises `UserError` with the arithmetic where memory cannot suffice, unless --allow_low_memory says to try.
     """
@@ -69,7 +69,8 @@ def check_fit(
             ),
             Saves(config.run.save_strategy != "no", parse_size(config.run.max_shard_size)),
         )
-        logger.info("plan: %s", describe(made))
+        text = describe(made)
+        logger.info("plan: %s", text)
         fault = misfit(made)
         if fault is not None and not config.run.allow_low_memory:
             raise UserError(
@@ -79,6 +80,7 @@ def check_fit(
             )
         if fault is not None:
             logger.warning("--allow_low_memory: %s", fault)
+    return text
 
 
 def this_cluster(device: torch.device, ranks_a_host: int, num_hosts: int) -> Cluster:

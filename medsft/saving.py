@@ -20,6 +20,7 @@ from medsft.checkpoint.saver import CheckpointSaver
 from medsft.config import Config, RunConfig
 from medsft.data.plan import StepPlan
 from medsft.data.progress import terminal_progress
+from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import AgreedError, World, largest, together
 from medsft.engine.rng import restore_rng_states
 from medsft.engine.state import TrainingState, restore_scaler
@@ -157,6 +158,7 @@ def draft_manifest(
     ds_config: Mapping[str, Any],
     step: TrainStep,
     figures: Figures,
+    early_stopping: EarlyStopping,
     done: int,
     validation: Validation | None,
 ) -> tuple[Manifest, float]:
@@ -178,7 +180,7 @@ def draft_manifest(
         versions=provenance.versions,
         adam_step=0,
         loss_scaler={},
-        counters={**counters, **step.counters()},
+        counters={**counters, **step.counters(), **early_stopping.counters()},
         ranks=(),
         files={},
         parameters={},
@@ -223,11 +225,14 @@ class Saving:
         if kind is DivergedError:  # the one that all ranks leave a step by: the save before it may finish
             self.settle()
 
-    def after_step(self, step: int, stop: StopRequest, validation: Validation | None) -> None:
+    def after_step(
+        self, step: int, stop: StopRequest, validation: Validation | None, is_last: bool = False
+    ) -> None:
         """After step `step` (from 0): saves if it is time to, and ends the run if somebody asked for it.
 
-        `validation` is the most recent one. Raises `Stopped`, the checkpoint on the disk, on all ranks alike;
-        `AgreedError` when a save failed and the run is to end then.
+        `is_last`: it is the last one, even if more were planned. `validation` is the most recent one. Raises
+        `Stopped`, the checkpoint on the disk, on all ranks alike; `AgreedError` when a save failed and the
+        run is to end then.
         """
         # Read once: a save that ends after the ranks have voted is taken up after the next step, by all.
         has_ended, has_failed = self._saver.has_ended, self._saver.has_failed
@@ -235,9 +240,11 @@ class Saving:
         if any_failed or (has_ended and not has_failed):
             self.settle()
         done = step + 1
+        is_last = is_last or done == self._plan.num_steps
         # A run that has all its steps behind it ends by itself.
-        reason = stop.verdict(vote, self._world) if done < self._plan.num_steps else None
-        if reason or is_time or is_save_due(self._config, self._plan, step):
+        reason = None if is_last else stop.verdict(vote, self._world)
+        is_due = is_save_due(self._config, self._plan, step)
+        if reason or is_time or is_due or (is_last and self._config.save_strategy != "no"):
             self._begin(done, validation)
         if reason:
             self.settle(must=True)

@@ -53,6 +53,7 @@ from medsft.data.dataset import EncodedDataset
 from medsft.data.encode import describe_example
 from medsft.data.plan import StepPlan
 from medsft.data.progress import terminal_progress
+from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import (
     World,
     from_all,
@@ -71,11 +72,14 @@ from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
 from medsft.fitting import check_fit
 from medsft.launch import launch_names
+from medsft.monitor.health import ModelFacts
 from medsft.monitor.metrics import Figures, Hardware, Start
 from medsft.monitor.reporter import Reporter, open_reporter
+from medsft.planner.shape import Shape
 from medsft.provenance import Provenance, software_versions
-from medsft.run_folder import RunFolder, writing
+from medsft.run_folder import RunFolder, step_name, writing
 from medsft.run_lock import check_shared, claim
+from medsft.samples import answer, fixed_prompts
 from medsft.saving import (
     Saving,
     draft_manifest,
@@ -112,20 +116,20 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     logger.info("first example, %s\n%s", data.source(0), describe_example(data[0], base.tokenizer))
     plan = assembly.plan_steps(config, data, validation_data, batch, world)
     assembly.compare_ranks(config, base, data, validation_data, plan, ds_config, world)
-    check_fit(config, base.config, data, plan, batch, most_tokens(config), ds_config, world)
+    fit = check_fit(config, base.config, data, plan, batch, most_tokens(config), ds_config, world)
     checkpoint = find_checkpoint(config, base, plan, folder, world)
     start_step = 0 if checkpoint is None else checkpoint.manifest.step
-    if is_finished(folder, checkpoint, plan, world):
+    early_stopping = EarlyStopping(config.run.early_stopping_patience, config.run.early_stopping_threshold)
+    if checkpoint is not None:
+        early_stopping.restore(checkpoint.manifest.counters)
+    if is_finished(folder, checkpoint, plan, early_stopping, world):
         return
 
     engine = assembly.start_model(config, base, checkpoint, ds_config, world)
-    provenance = describe_run(config, base, data, plan, folder, ds_config, checkpoint, world)
-    with together(world), writing(folder.path):
-        reporter = open_reporter(
-            folder.metrics, folder.tensorboard, plan.num_steps, speaks=world.is_main, start_step=start_step
-        )
-    reporter.start(Start(start_step, world.size))
-    reporter.text("first example", describe_example(data[0], base.tokenizer))
+    provenance = describe_run(
+        config, base, data, validation_data, plan, folder, ds_config, fit, checkpoint, world
+    )
+    reporter = start_reporter(config, base, data, plan, folder, fit, start_step, world)
     schedule = assembly.learning_rate(config, plan)
     step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
     hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
@@ -134,7 +138,8 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     state = TrainingState(engine, world)
     if checkpoint is not None:
         restore(checkpoint, state, step, figures, world)
-    draft = partial(draft_manifest, provenance, identity_of(base, plan), plan, ds_config, step, figures)
+    identity = identity_of(base, plan)
+    draft = partial(draft_manifest, provenance, identity, plan, ds_config, step, figures, early_stopping)
     saving = Saving(config.run, plan, folder, state, base, draft, reporter, world)
     validation = None if checkpoint is None else checkpoint.manifest.validation
 
@@ -143,8 +148,12 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
         stop.clear()
         raise Stopped(reason, start_step, flags_to_leave_out(config.run))
     batches = assembly.open_batches(config, data, plan, start_step, batch, base, world)
-    with saving, batches as steps:
+    prompts = fixed_prompts(base, validation_data or data)
+    done = start_step
+    with reporter, saving, batches as steps:
         for info, micro_batches in figures.waiting(steps):
+            if early_stopping.is_due:
+                break
             done = info.step + 1
             is_last = done == plan.num_steps
             is_reported = is_last or done % config.run.logging_steps == 0
@@ -160,16 +169,21 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
                     progress(f"the validation after step {done}")
                     size, limit = config.run.per_device_eval_batch_size, most_tokens(config)
                     loss = validation_loss(engine, validation_data, size, limit, base.pad_token_id, world)
+                    loss = from_main(world, loss)  # all ranks decide by one number
                     reporter.validation(done, loss)
+                    early_stopping.see(done, loss)
                     validation = Validation(done, loss) if math.isfinite(loss) else None
-                saving.after_step(info.step, stop, validation)
+                if config.run.sample_steps and (is_last or done % config.run.sample_steps == 0):
+                    progress(f"the samples after step {done}")
+                    reporter.samples(done, answer(engine, prompts, base, world))
+                saving.after_step(info.step, stop, validation, is_last=early_stopping.is_due)
             progress(f"its wait for the data of step {done + 1}")
     stop.finishing()
     saving.settle()
     progress("the writing of the model")
-    provenance = replace(provenance, step=plan.num_steps, **figures.totals())
+    provenance = replace(provenance, step=done, **figures.totals())
     save_model(config, engine, base, provenance, folder, world)
-    finish(folder, provenance, reporter, world)
+    finish(folder, provenance, early_stopping, reporter, world)
 
 
 @contextmanager
@@ -188,17 +202,24 @@ def claimed_folder(config: Config, world: World, stop: StopRequest) -> Iterator[
         yield folder
 
 
-def is_finished(folder: RunFolder, checkpoint: Checkpoint | None, plan: StepPlan, world: World) -> bool:
+def is_finished(
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    plan: StepPlan,
+    early_stopping: EarlyStopping,
+    world: World,
+) -> bool:
     """Whether the run that this one would go on with has nothing left to do, which is logged."""
-    if checkpoint is None or checkpoint.manifest.step < plan.num_steps:
+    if checkpoint is None or not (checkpoint.manifest.step == plan.num_steps or early_stopping.is_due):
         return False
     if not from_main(world, is_of(checkpoint, folder) and folder.done.exists()):
         return False
     logger.info(
-        "%s holds a finished run of %d steps (DONE): nothing to do. For more of it give more --max_steps or "
-        "--num_train_epochs; to start over, --overwrite_output_dir true or another folder.",
+        "%s holds a finished run of %d steps (DONE): nothing to do. For more of it give more %s; to start "
+        "over, --overwrite_output_dir true or another folder.",
         folder.path,
-        plan.num_steps,
+        checkpoint.manifest.step,
+        "--early_stopping_patience" if early_stopping.is_due else "--max_steps or --num_train_epochs",
     )
     return True
 
@@ -207,9 +228,11 @@ def describe_run(
     config: Config,
     base: BaseModel,
     data: EncodedDataset,
+    validation_data: EncodedDataset | None,
     plan: StepPlan,
     folder: RunFolder,
     ds_config: dict[str, Any],
+    fit: str,
     checkpoint: Checkpoint | None,
     world: World,
 ) -> Provenance:
@@ -236,10 +259,35 @@ def describe_run(
                 "num_steps": plan.num_steps,
                 "global_batch_size": plan.global_batch_size,
                 "num_examples": len(data),
+                "data": data.summary.facts(),
+                "validation_data": validation_data and validation_data.summary.facts(),
+                "plan": fit,
                 "deepspeed": ds_config,
             }
             write_json(folder.description, {**provenance.origin(), **facts})
     return provenance
+
+
+def start_reporter(
+    config: Config,
+    base: BaseModel,
+    data: EncodedDataset,
+    plan: StepPlan,
+    folder: RunFolder,
+    fit: str,
+    start_step: int,
+    world: World,
+) -> Reporter:
+    """Opens everything that the run reports to, and tells what it is."""
+    model = ModelFacts(Shape.of(base.config).num_parameters, config.optimization.learning_rate)
+    log_file = folder.path / "logs" / "terminal.log"
+    reporter = open_reporter(
+        folder.metrics, folder.tensorboard, log_file, plan.num_steps, world.is_main, start_step, model
+    )
+    reporter.start(Start(start_step, world.size))
+    for tag, text in assembly.texts(config, base, data, plan, fit).items():
+        reporter.text(tag, text)
+    return reporter
 
 
 def is_evaluation_due(config: Config, plan: StepPlan, step: int) -> bool:
@@ -272,12 +320,23 @@ def save_model(
     logger.info("model written to %s", folder.model)
 
 
-def finish(folder: RunFolder, provenance: Provenance, reporter: Reporter, world: World) -> None:
+def finish(
+    folder: RunFolder,
+    provenance: Provenance,
+    early_stopping: EarlyStopping,
+    reporter: Reporter,
+    world: World,
+) -> None:
     """DONE is the last thing written: who sees it can rely on all the rest."""
-    reporter.close()
+    best_loss, best_step = early_stopping.best_loss, early_stopping.best_step
+    reporter.finish(provenance.step, best_loss, best_step, provenance.flags)
     with together(world), writing(folder.path):
         if world.is_main:
             write_json(folder.done, {"step": provenance.step, "train_loss": provenance.train_loss})
+    run = shlex.quote(str(folder.path))
+    if best_step not in (None, provenance.step) and (folder.checkpoints / step_name(best_step)).exists():
+        logger.info("the best by validation: medsft export %s MODEL_FOLDER --step %d", run, best_step)
+    logger.info("look at it: medsft report %s", run)
     logger.info("done: medsft chat --model %s", shlex.quote(str(folder.model)))
 
 

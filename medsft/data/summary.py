@@ -1,7 +1,8 @@
 """What a data set holds and what had to be left out or cut, for the log, the model card and the limits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,11 @@ class Summary:
         if self.num_bad:
             parts.append(f"left out: {self.describe_bad()}")
         return "; ".join(parts)
+
+    def facts(self) -> dict[str, Any]:
+        """The counts as a JSON object, for run.json."""
+        counts = asdict(self)
+        return {**counts, "first_bad": [str(bad) for bad in self.first_bad]}
 
     def describe_bad(self) -> str:
         """The bad records by reason, and the first of them with file:line."""

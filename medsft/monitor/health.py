@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from dataclasses import dataclass
 from statistics import median
 
-from medsft.monitor.metrics import Metrics, Save, Start
+from medsft.monitor.metrics import Metrics, Start
+from medsft.monitor.sink import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,45 @@ PLATEAU_LOSS = 4.0
 """... and is still above this has learned nothing: an untrained head stands at ln(vocabulary), 11.8."""
 
 
-class Health:
+KNOWN_RATES = (5e-5, 1e-4)
+"""Peak learning rates that full fine-tunings of ChatGLM-6B were published with: Med-ChatGLM's
+(https://github.com/SCIR-HI/Med-ChatGLM) and THUDM's script (https://github.com/THUDM/ChatGLM-6B, ptuning)."""
+FAR_RATES = (1e-6, 1e-3)
+"""What lies outside is far from them: P-tuning's 2e-2, say, which ruins all weights within some steps."""
+PRETRAINED_PARAMETERS = 1e9
+"""From here on a model is taken for a pretrained one; toys that begin at random learn at other rates."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model that is tuned and the largest learning rate that it will see."""
+
+    num_parameters: int
+    peak_learning_rate: float
+
+
+def far_rate(model: ModelFacts) -> str | None:
+    """What to say of a learning rate that is far out of the known range; None where it is not."""
+    low, high = KNOWN_RATES
+    rate = model.peak_learning_rate
+    if model.num_parameters < PRETRAINED_PARAMETERS or FAR_RATES[0] <= rate <= FAR_RATES[1]:
+        return None
+    consequence = (
+        "at a higher one the weights are lost within some steps; 2e-2 is for P-tuning, which leaves them be"
+        if rate > high
+        else "at a lower one next to nothing is learned"
+    )
+    return (
+        f"--learning_rate {rate:g} is far from what full fine-tunings of this model were published with, "
+        f"{low:g} to {high:g}: {consequence}. Look at it again."
+    )
+
+
+class Health(Sink):
     """A sink that keeps the last figures and warns in the log; it never stops a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: ModelFacts | None = None) -> None:
+        self._model = model
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._best = math.inf
@@ -38,7 +75,9 @@ class Health:
         self._warned: set[str] = set()
 
     def start(self, start: Start) -> None:
-        """Says nothing about the training's health."""
+        """Judges the learning rate before the first step."""
+        if self._model is not None and (warning := far_rate(self._model)):
+            self._warn("learning rate", warning)
 
     def train(self, metrics: Metrics) -> None:
         """Takes up the figures of a logged step and warns if they look ill."""
@@ -94,15 +133,3 @@ class Health:
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning("%s", text)
-
-    def validation(self, step: int, loss: float) -> None:
-        """Judged by the user."""
-
-    def checkpoint(self, save: Save) -> None:
-        """Says nothing about the training's health."""
-
-    def text(self, tag: str, text: str) -> None:
-        """Says nothing about the training's health."""
-
-    def close(self) -> None:
-        """Nothing is held open."""

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
-from medsft.monitor.console import Console
-from medsft.monitor.health import Health
-from medsft.monitor.metrics import Metrics, MetricsFile, Save, Start
+from medsft.monitor.console import open_console
+from medsft.monitor.health import Health, ModelFacts
+from medsft.monitor.metrics import Metrics, Save, Start
+from medsft.monitor.metrics_file import MetricsFile
+from medsft.monitor.sink import Sample, Sink, Summary
 from medsft.monitor.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
-
-
-class Sink(Protocol):
-    """A place that reports go to."""
-
-    def start(self, start: Start) -> None:
-        """A process begins."""
-
-    def train(self, metrics: Metrics) -> None:
-        """Figures of a logged step."""
-
-    def validation(self, step: int, loss: float) -> None:
-        """A validation loss, in nats a supervised token."""
-
-    def checkpoint(self, save: Save) -> None:
-        """A checkpoint was written."""
-
-    def text(self, tag: str, text: str) -> None:
-        """A text under a tag."""
-
-    def close(self) -> None:
-        """Nothing more will come."""
 
 
 class Reporter:
@@ -46,6 +27,8 @@ class Reporter:
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
         self._failed: set[Sink] = set()
+        self._last: Metrics | None = None
+        self._begin_s = time.perf_counter()
 
     def _each(self, report: Callable[[Sink], None]) -> None:
         for sink in self._sinks:
@@ -62,41 +45,74 @@ class Reporter:
         """A process begins."""
         self._each(lambda sink: sink.start(start))
 
+    def text(self, tag: str, text: str) -> None:
+        """A text about the run as a whole, in Markdown."""
+        self._each(lambda sink: sink.text(tag, text))
+
     def train(self, metrics: Metrics) -> None:
         """Figures of a logged step."""
+        self._last = metrics
         self._each(lambda sink: sink.train(metrics))
 
     def validation(self, step: int, loss: float) -> None:
         """A validation loss, in nats a supervised token."""
         self._each(lambda sink: sink.validation(step, loss))
 
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """What the model answers after `step` steps."""
+        self._each(lambda sink: sink.samples(step, samples))
+
     def checkpoint(self, save: Save) -> None:
         """A checkpoint was written."""
         self._each(lambda sink: sink.checkpoint(save))
 
-    def text(self, tag: str, text: str) -> None:
-        """A text under a tag."""
-        self._each(lambda sink: sink.text(tag, text))
+    def rest(self) -> None:
+        """The steps are over, well or not: nothing may go on moving on a terminal."""
+        self._each(lambda sink: sink.rest())
+
+    def finish(
+        self, steps: int, best_loss: float | None, best_step: int | None, flags: Mapping[str, object]
+    ) -> None:
+        """The run has finished after `steps` steps; see `Summary`."""
+        seconds = time.perf_counter() - self._begin_s
+        summary = Summary(steps, seconds, best_loss, best_step, self._last, flags)
+        self._each(lambda sink: sink.finish(summary))
+        self.close()
 
     def close(self) -> None:
         """Nothing more will come."""
         self._each(lambda sink: sink.close())
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rest()
+
 
 def open_reporter(
-    metrics_file: Path, tensorboard: Path, num_steps: int, speaks: bool, start_step: int = 0
+    metrics_file: Path,
+    tensorboard: Path,
+    log_file: Path,
+    num_steps: int,
+    speaks: bool,
+    start_step: int = 0,
+    model: ModelFacts | None = None,
 ) -> Reporter:
-    """All sinks for the rank that speaks, none for the others.
+    """All sinks for the rank that speaks, none for the others; one that cannot be opened is left out.
 
     `start_step` is the number of steps done before this process: what stands there of later ones goes.
     """
-    if not speaks:
-        return Reporter(())
-    return Reporter(
-        (
-            MetricsFile(metrics_file, start_step),
-            TensorBoard(tensorboard, start_step),
-            Console(num_steps, start_step),
-            Health(),
-        )
-    )
+    openers: Mapping[str, Callable[[], Sink]] = {
+        "metrics.jsonl": lambda: MetricsFile(metrics_file, start_step),
+        "TensorBoard": lambda: TensorBoard(tensorboard, start_step),
+        "console": lambda: open_console(num_steps, start_step, log_file),
+        "health": lambda: Health(model),
+    }
+    sinks = []
+    for name, opener in openers.items() if speaks else ():
+        try:
+            sinks.append(opener())
+        except Exception as error:  # a report that cannot be written is no reason not to train
+            logger.warning("%s cannot be written (%s); the training goes on without it", name, error)
+    return Reporter(sinks)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
-from medsft.monitor.metrics import Metrics, Save, Start
+from medsft.monitor.metrics import Metrics, Save
+from medsft.monitor.sink import Sample, Sink, Summary
 
 # Field of Metrics -> tag; TensorBoard groups by what stands before the slash.
 TAGS = {
@@ -66,7 +70,12 @@ LAYOUT = {
 }
 
 
-class TensorBoard:
+def verbatim(text: str) -> str:
+    """Text as Markdown that shows it letter by letter."""
+    return indent(text, " " * 4)
+
+
+class TensorBoard(Sink):
     """Event file in a folder, flushed at every report so that a killed run shows all it did.
 
     A run that goes on after `start_step` steps has TensorBoard forget what earlier processes wrote of later
@@ -78,9 +87,6 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step > 0 else 0)
         if not self._has_texts:
             self._writer.add_custom_scalars(LAYOUT)
-
-    def start(self, start: Start) -> None:
-        """Seen in metrics.jsonl; TensorBoard is told what to forget when it is opened."""
 
     def text(self, tag: str, text: str) -> None:
         """A text card, such as the flags or the first example."""
@@ -107,6 +113,33 @@ class TensorBoard:
         self._writer.add_scalar("checkpoint/write_s", save.write_s, save.step)
         self._writer.add_scalar("checkpoint/size_gb", save.num_bytes / 1e9, save.step)
         self._writer.flush()
+
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """A card of each question, with what was answered at every such step."""
+        for number, sample in enumerate(samples, start=1):
+            expected = f"\n\nexpected 标准答案:\n\n{verbatim(sample.expected)}" if sample.expected else ""
+            text = f"{verbatim(sample.question)}\n\n回答:\n\n{verbatim(sample.answer)}{expected}"
+            self._writer.add_text(f"samples/question {number}", text, step)
+        self._writer.flush()
+
+    def finish(self, summary: Summary) -> None:
+        """The page of hyperparameters: all flags, with the figures at the end."""
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in summary.flags.items()
+        }
+        last = summary.last
+        found = {
+            "hparam/train_loss": last and last.loss,
+            "hparam/best_validation_loss": summary.best_loss,
+            "hparam/tokens_per_s": last and last.tokens_per_s,
+            "hparam/mfu": last and last.mfu,
+        }
+        known = {name: value for name, value in found.items() if value is not None}
+        for record in hparams(plain, known):
+            self._writer.file_writer.add_summary(record)
+        for name, value in known.items():
+            self._writer.add_scalar(name, value, summary.steps)
 
     def close(self) -> None:
         """Writes what is left and closes the file."""

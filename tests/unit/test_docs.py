@@ -260,7 +260,8 @@ def test_metrics_and_their_tags():
 def test_what_is_told_of_a_checkpoint(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from medsft.monitor.metrics import MetricsFile, Save
+    from medsft.monitor.metrics import Save
+    from medsft.monitor.metrics_file import MetricsFile
     from medsft.monitor.tensorboard import TensorBoard
 
     for sink in (MetricsFile(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path)):

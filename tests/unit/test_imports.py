@@ -11,10 +11,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Room -> rooms it may not know of. A room is a file or a folder of medsft.
 COMMANDS = {"train", "cli"}
-PARTS = {"assembly", "saving", "fitting"}
+PARTS = {"assembly", "saving", "fitting", "samples"}
 RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", *PARTS, *COMMANDS}
 FORBIDDEN = {
     "allreduce": {"*"},
+    "early_stopping": {"*"},
     "errors": {"*"},
     "exit_codes": {"*"},
     "files": {"*"},
@@ -35,7 +36,8 @@ FORBIDDEN = {
     "inference": RUN - {"inference"},
     "evaluation": {"monitor", "checkpoint", *PARTS, *COMMANDS},
     "assembly": {"monitor", "evaluation", "inference", "saving", "fitting", *COMMANDS},
-    "saving": {"evaluation", "inference", *COMMANDS},
+    "samples": {"checkpoint", "evaluation", "inference", "config", *PARTS - {"samples"}, *COMMANDS},
+    "saving": {"samples", "evaluation", "inference", *COMMANDS},
     "train": {"cli"},
 }
 

@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 
 from medsft.monitor.console import duration, save_line, seconds_left, step_line
-from medsft.monitor.metrics import Figures, Hardware, Metrics, MetricsFile, Save
+from medsft.monitor.metrics import Figures, Hardware, Metrics, Save
+from medsft.monitor.metrics_file import MetricsFile
 from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.monitor.tensorboard import TAGS, TensorBoard
 
@@ -162,7 +163,9 @@ FRESH.set_forkserver_preload(["medsft.monitor.reporter"])
 
 
 def report_steps(folder: Path, start_step: int, last: int) -> None:
-    reporter = open_reporter(folder / "metrics.jsonl", folder / "tensorboard", 100, True, start_step)
+    reporter = open_reporter(
+        folder / "metrics.jsonl", folder / "tensorboard", folder / "log", 100, True, start_step
+    )
     reporter.text("first example", "病")
     for step in range(start_step + 1, last + 1):
         reporter.train(replace(METRICS, step=step, loss=float(start_step)))
@@ -235,7 +238,9 @@ def test_a_run_that_goes_on_in_another_folder_has_its_texts_there(tmp_path):
 
 
 def test_only_the_rank_that_speaks_writes(tmp_path):
-    reporter = open_reporter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 10, speaks=False)
+    reporter = open_reporter(
+        tmp_path / "metrics.jsonl", tmp_path / "tensorboard", tmp_path / "log", 10, speaks=False
+    )
     reporter.train(METRICS)
     reporter.checkpoint(SAVE)
     reporter.close()

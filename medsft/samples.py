@@ -1,0 +1,76 @@
+"""What the model answers while it is being trained, to the same few questions each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from medsft.chatglm.base import BaseModel
+from medsft.data.dataset import EncodedDataset
+from medsft.data.encode import encode_prompt
+from medsft.engine.distributed import World
+from medsft.monitor.sink import Sample
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+FROM_THE_BOX = ("我最近感觉很累，可能是什么原因？", "请用一句话介绍一下北京。")
+"""A medical question and a general one, asked in every run."""
+NUM_FROM_DATA = 2
+"""So many come from the validation data, or else the training data, with the answers expected there."""
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: the question in its template, with [gMASK] and <sop>."""
+
+    question: str
+    expected: str
+    ids: tuple[int, ...]
+
+
+def fixed_prompts(base: BaseModel, data: EncodedDataset) -> list[Prompt]:
+    """The first examples of `data`, then the questions from the box."""
+    tokenizer = base.tokenizer
+    prompts = []
+    for number in range(min(NUM_FROM_DATA, len(data))):
+        ids, context = [int(token) for token in data[number].input_ids], int(data[number].context_length)
+        question, expected = tokenizer.decode(ids[: context - 1]), tokenizer.decode(ids[context + 1 : -1])
+        prompts.append(Prompt(question, expected, tuple(ids[: context + 1])))
+    room = base.config.max_sequence_length - MAX_NEW_TOKENS - 2
+    for question in FROM_THE_BOX:
+        ids, _ = encode_prompt(question, (), tokenizer, room, data.summary.template)
+        prompts.append(Prompt(question, "", (*ids, tokenizer.gmask_token_id, tokenizer.bos_token_id)))
+    return prompts
+
+
+@torch.no_grad()
+def answer(engine: DeepSpeedEngine, prompts: list[Prompt], base: BaseModel, world: World) -> list[Sample]:
+    """Greedy answers, all side by side. A collective.
+
+    Under ZeRO-3 each rank holds a slice of every weight, so all ranks take part in each token; one whose
+    answers are complete goes on until all are (`synced_gpus`). No random number is drawn, and no weight
+    changes: the losses of the run are those of one without samples.
+    """
+    engine.eval()
+    tokenizer, width = base.tokenizer, max(len(prompt.ids) for prompt in prompts)
+    ids = torch.full((len(prompts), width), base.pad_token_id)  # [prompts, longest], padded on the left
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        mask[row, width - len(prompt.ids) :] = 1
+    output = engine.module.generate(
+        input_ids=ids.to(world.device),
+        attention_mask=mask.to(world.device),
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+        synced_gpus=world.size > 1,
+    )
+    engine.train()
+    texts = [tokenizer.decode(row[width:].tolist(), skip_special_tokens=True) for row in output.cpu()]
+    return [
+        Sample(prompt.question, text, prompt.expected) for prompt, text in zip(prompts, texts, strict=True)
+    ]
