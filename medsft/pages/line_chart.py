@@ -72,7 +72,7 @@ class Chart:
 
 
 def line_chart(title: str, series: Sequence[Series], x_text: Callable[[float], str]) -> Chart | None:
-    """The chart of some curves; None where none of them has a value. `x_text` writes a place of the x axis."""
+    """The chart of some curves; None where none has a value. `x_text` writes a place of the x axis."""
     known = [(x, y) for curve in series for x, y in curve.points if y is not None]
     if not known:
         return None

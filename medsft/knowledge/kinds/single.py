@@ -34,4 +34,5 @@ def phrased(entity: Entity, templates: Templates, choose: Chooser, which: slice)
                 (relation,),
                 f"{templates.name_of(relation)}.questions.{phrasings.questions.index(question)}"
                 f"+answers.{phrasings.answers.index(answer)}",
+                ((relation, values),),
             )
