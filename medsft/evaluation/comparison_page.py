@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from medsft.errors import UserError
-from medsft.evaluation.compare import Findings, measures
+from medsft.evaluation.findings import Findings, measures
 from medsft.files import write_text
+from medsft.pages.page import render
+from medsft.terminal import harmless
 
-TITLE = "Before and after training 训练前后"
+_PAGE = Path(__file__).with_name("comparison_page.html.jinja")
+_TITLE = "Before and after training 训练前后"
 _QUESTION_HEAD = ("question 问题", "expected 标准答案", "before 训练前", "after 训练后")
 _MEASURE_HEAD = ("measure 指标", "before 训练前", "after 训练后")
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse;width:100%;margin:1em 0}"
-    "th,td{border:1px solid #ccc;padding:.4em .6em;text-align:left;vertical-align:top;white-space:pre-wrap}"
-    "th{background:#f3f5f8}"
-)
+_EMPTY = "(empty 空)"
+# What Markdown would read as orders: links and pictures that an answer brings would be loaded.
+_ORDERS = re.compile(r"([\\`*_\[\]#~|!$])")
 
 
 def check_name(path: Path) -> None:
@@ -27,36 +28,47 @@ def check_name(path: Path) -> None:
         raise UserError(f"--output {path} must end in .md or .html; give such a name.")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: there is no folder {path.parent}. Make it, or give another name.")
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; give the name of a file.")
 
 
 def write_comparison(path: Path, findings: Findings) -> None:
-    """Writes both tables to `path`, whose name `check_name` has let through."""
+    """Writes both tables to `path`, whose name `check_name` has let through; `UserError` where that fails."""
+    try:
+        write_text(path, harmless(_markdown(findings) if path.suffix == ".md" else _html(findings)))
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}.") from error
+
+
+def _html(findings: Findings) -> str:
+    return render(
+        _PAGE,
+        title=_TITLE,
+        question_head=_QUESTION_HEAD,
+        answered=findings.answered,
+        measure_head=_MEASURE_HEAD,
+        measures=measures(findings),
+        empty=_EMPTY,
+    )
+
+
+def _markdown(findings: Findings) -> str:
     questions = [
-        (item.question.strip(), item.expected or "—", item.base or "(empty 空)", item.tuned or "(empty 空)")
-        for item in findings.comparisons
-    ]
-    tables = [(_QUESTION_HEAD, questions), (_MEASURE_HEAD, measures(findings))]
-    if path.suffix == ".md":
-        text = "\n".join([f"# {TITLE}\n", *(_markdown(head, rows) for head, rows in tables)])
-    else:
-        inside = "".join(_html(head, rows) for head, rows in tables)
-        text = (
-            f'<!doctype html><html lang="zh"><head><meta charset="utf-8"><title>{TITLE}</title>'
-            f"<style>{_STYLE}</style></head><body><h1>{TITLE}</h1>{inside}</body></html>\n"
+        (
+            item.question.query.strip(),
+            item.question.expected or "—",
+            item.base or _EMPTY,
+            item.tuned or _EMPTY,
         )
-    write_text(path, text)
+        for item in findings.answered
+    ]
+    tables = (_table(_QUESTION_HEAD, questions), _table(_MEASURE_HEAD, measures(findings)))
+    return "\n".join([f"# {_TITLE}\n", *tables])
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        safe = (escape(cell, quote=False).replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+        safe = (_ORDERS.sub(r"\\\1", escape(cell, quote=False)).replace("\n", "<br>") for cell in cells)
         return f"| {' | '.join(safe)} |\n"
 
     return line(head) + line(["---"] * len(head)) + "".join(map(line, rows))
-
-
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"

@@ -18,10 +18,12 @@ from medsft.evaluation.predict import (
     weights_identity,
     write_predictions,
 )
+from medsft.evaluation.question_set import read_answered
 from medsft.evaluation.ranks import evaluation_world
 from medsft.evaluation.scores import SCORE_NAMES, Scores, mean_scores
 from medsft.files import write_json
-from medsft.inference.responder import Sampling, open_responder
+from medsft.inference.responder import open_responder
+from medsft.inference.sampling import Sampling
 from medsft.run_folder import model_folder, writing
 
 if TYPE_CHECKING:
@@ -65,9 +67,8 @@ def evaluate_model(
     Other ranks return None. Raises `UserError` for files without usable questions, a model that is none, a
     folder that cannot be written.
     """
-    from medsft.data.records import Columns, read_files
-
-    examples = read_files(files, Columns()).usable()[:num_examples]
+    questions = read_answered(files)[:num_examples]
+    examples = [question.example() for question in questions]
     with evaluation_world(device) as world:
         with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def evaluate_model(
         if not world.is_main:
             return None
         if generate:
-            scores = mean_scores(answers, [example.response for example in examples])
+            scores = mean_scores(answers, questions)
             with writing(output_dir):
                 write_predictions(output_dir / "generated_predictions.txt", examples, answers)
         finite = [value if math.isfinite(value) else None for value in (loss.loss, loss.perplexity)]
@@ -111,5 +112,6 @@ def evaluation_table(found: Evaluation) -> Table:
     table.add_row("loss 损失 (nats)", "—" if found.loss is None else f"{found.loss:.4f}")
     table.add_row("perplexity 困惑度", "—" if found.perplexity is None else f"{found.perplexity:,.2f}")
     for name, value in asdict(found.scores).items() if found.scores else ():
-        table.add_row(SCORE_NAMES[name], f"{value:.2f}")
+        if value is not None:
+            table.add_row(SCORE_NAMES[name], f"{value:.2f}")
     return table

@@ -1,14 +1,11 @@
-"""Whether an answer is the expected one, as a whole or fact by fact."""
+"""Whether an answer is the expected one, and whether it names something."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
+from collections.abc import Sequence
 
 from medsft.inference.postprocess import postprocess
-
-_BETWEEN_FACTS = re.compile(r"[、，,；;。\s]|以及|和|与|或")
-_BEFORE_FACTS = re.compile(r".*?(?:包括|为|是|有|由|到|:)")
 
 
 def plain(text: str) -> str:
@@ -21,17 +18,26 @@ def same_answer(answer: str, expected: str) -> bool:
     return plain(answer) == plain(expected)
 
 
-def facts_of(expected: str) -> frozenset[str]:
-    """What an answer from the knowledge graph lists: the parts between its commas, without the words before.
+def names(answer: str, text: str) -> bool:
+    """Whether `text` stands in the answer, in any case and width; 8 does not stand in 18, nor 八 in 十八."""
+    within, sought = plain(answer).casefold(), plain(text).casefold()
+    at = within.find(sought)
+    while at >= 0:
+        end = at + len(sought)
+        if not (
+            _is_one_word(within[at - 1 : at], sought[0]) or _is_one_word(sought[-1], within[end : end + 1])
+        ):
+            return True
+        at = within.find(sought, at + 1)
+    return False
 
-    A rule of thumb for short answers such as 偏头痛的相关症状有恶心和畏光。 (恶心, 畏光); free text falls
-    into clauses. Never empty for text that is not empty.
-    """
-    parts = (_BEFORE_FACTS.sub("", part, count=1) or part for part in _BETWEEN_FACTS.split(plain(expected)))
-    return frozenset(part for part in parts if part) or frozenset({plain(expected)})
+
+def is_right(answer: str, expected: str, accepted: Sequence[str]) -> bool:
+    """Equal to what is expected, or naming one of the accepted texts."""
+    return same_answer(answer, expected) or any(names(answer, text) for text in accepted)
 
 
-def fact_share(answer: str, expected: str) -> float:
-    """Share of the expected facts whose words stand in the answer, 0 to 1."""
-    facts, text = facts_of(expected), plain(answer)
-    return sum(fact in text for fact in facts) / len(facts)
+def _is_one_word(left: str, right: str) -> bool:
+    """Whether two neighbouring characters belong to one number or one word in Latin letters."""
+    both = (left, right)
+    return all(map(str.isnumeric, both)) or all(item.isascii() and item.isalpha() for item in both)

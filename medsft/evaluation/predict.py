@@ -12,7 +12,9 @@ from medsft.data.records import Example
 from medsft.engine.distributed import World
 from medsft.evaluation.ranks import gather
 from medsft.files import write_text
-from medsft.inference.responder import Responder, Sampling
+from medsft.inference.responder import Responder
+from medsft.inference.sampling import Sampling
+from medsft.journal import Journal, read_journal
 from medsft.run_folder import writing
 
 _PARTS = "answers-*.jsonl"
@@ -53,37 +55,28 @@ def answer_all(
     mine = missing[world.rank :: world.size]
     answered: dict[int, str] = {}
     part = folder / f"answers-{world.rank}.jsonl"
-    _append(part, [""])  # what a killed process left of a line shall not spoil the next
-    for start in range(0, len(mine), batch_size):
-        chosen = mine[start : start + batch_size]
-        queries = [(examples[index].query, examples[index].history) for index in chosen]
-        answers = dict(zip(chosen, responder.answers(queries, sampling, batch_size), strict=True))
-        records = [{"key": key, "index": index, "answer": answer} for index, answer in answers.items()]
-        _append(part, [json.dumps(record, ensure_ascii=False) for record in records])
-        answered |= answers
-        progress(min(start + batch_size, len(mine)), len(mine))
+    with writing(part):
+        journal = Journal(part)
+    with journal:
+        for start in range(0, len(mine), batch_size):
+            chosen = mine[start : start + batch_size]
+            queries = [(examples[index].query, examples[index].history) for index in chosen]
+            answers = dict(zip(chosen, responder.answers(queries, sampling, batch_size), strict=True))
+            with writing(part):
+                journal.append(
+                    *({"key": key, "index": index, "answer": answer} for index, answer in answers.items())
+                )
+            answered |= answers
+            progress(min(start + batch_size, len(mine)), len(mine))
     for share in gather(world, answered):
         known.update(share)
     return [known[index] for index in range(len(examples))]
 
 
-def _append(path: Path, lines: Sequence[str]) -> None:
-    with writing(path), path.open("a", encoding="utf-8") as part:
-        part.writelines(line + "\n" for line in lines)
-
-
 def _read_parts(folder: Path, key: str) -> dict[int, str]:
-    """Answers under `key` that earlier processes wrote down; cut lines are passed over."""
-    known = {}
-    for path in folder.glob(_PARTS):
-        for line in path.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-                if record["key"] == key:
-                    known[int(record["index"])] = str(record["answer"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return known
+    """Answers under `key` that earlier processes wrote down."""
+    entries = (entry for path in folder.glob(_PARTS) for entry in read_journal(path))
+    return {entry["index"]: entry["answer"] for entry in entries if entry.get("key") == key}
 
 
 def write_predictions(path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:

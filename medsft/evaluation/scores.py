@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from medsft.evaluation.match import fact_share, same_answer
+from medsft.evaluation.fact_match import FactMatch
+from medsft.evaluation.match import same_answer
+from medsft.evaluation.question_set import Question
 
 if TYPE_CHECKING:
     from jieba import Tokenizer
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 class Scores:
     """Means over some answers, each 0 to 100.
 
-    exact: share of answers equal to the reference. facts: share of the reference's facts that the
-    answer names (see `medsft.evaluation.match`).
+    exact: share of answers equal to the reference. facts: F-score of the facts that the answer names (see
+    `medsft.evaluation.fact_match`), over the questions that bring facts; None where none does.
     """
 
     rouge_1: float
@@ -33,7 +35,7 @@ class Scores:
     rouge_l: float
     bleu_4: float
     exact: float
-    facts: float
+    facts: float | None
 
 
 SCORE_NAMES = {
@@ -42,9 +44,9 @@ SCORE_NAMES = {
     "rouge_l": "ROUGE-L",
     "bleu_4": "BLEU-4",
     "exact": "exact 完全一致 (%)",
-    "facts": "facts 要点 (%)",
+    "facts": "facts 知识点 (%)",
 }
-"""Field of Scores -> how it is shown."""
+"""Field of Scores, in their order -> how it is shown."""
 
 
 @cache
@@ -60,12 +62,13 @@ def _words() -> Tokenizer:
     return words
 
 
-def score_answer(answer: str, reference: str) -> Scores:
-    """Scores of one answer; `reference` is not empty."""
+def score_answer(answer: str, reference: str, facts: float | None = None) -> Scores:
+    """Scores of one answer; `reference` is not empty. facts: what was found of these, 0 to 1."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     from rouge_chinese import Rouge
 
-    exact, facts = 100.0 * same_answer(answer, reference), 100.0 * fact_share(answer, reference)
+    exact = 100.0 * same_answer(answer, reference)
+    facts = None if facts is None else 100.0 * facts
     words = [" ".join(_words().cut(text)) for text in (answer, reference)]
     if not all(text.replace(".", " ").split() for text in words):  # the library has no number for these
         return Scores(exact, exact, exact, exact, exact, facts)
@@ -76,7 +79,16 @@ def score_answer(answer: str, reference: str) -> Scores:
     return Scores(*by_name, 100 * float(bleu), exact, facts)
 
 
-def mean_scores(answers: Sequence[str], references: Sequence[str]) -> Scores:
-    """Means over pairs of an answer and its reference, of which there is at least one."""
-    rows = [asdict(score_answer(*pair)) for pair in zip(answers, references, strict=True)]
-    return Scores(**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
+def mean_scores(answers: Sequence[str], questions: Sequence[Question]) -> Scores:
+    """Means over answers to questions, of which there is at least one; all have an expected answer."""
+    facts = FactMatch(questions)
+    rows = [
+        score_answer(answer, question.expected, facts.score(question, answer))
+        for answer, question in zip(answers, questions, strict=True)
+    ]
+    return Scores(*(_mean([getattr(row, name) for row in rows]) for name in SCORE_NAMES))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

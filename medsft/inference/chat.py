@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from medsft.errors import UserError
 from medsft.files import write_text
 from medsft.inference.responder import History, Responder
 from medsft.inference.sampling import Sampling
+from medsft.terminal import harmless
 
 _LEAVE = ("exit", "quit", "q", "stop")
 _CLEAR = "clear"
@@ -77,9 +77,7 @@ def _told(line: str, rounds: History) -> str:
         except UserError as error:
             return f"({error})\n"
         return f"(saved 已保存: {argument.strip()})\n"
-    return _without_control_characters(
-        "".join(f"问：{question}\n答：{answer}\n" for question, answer in rounds)
-    )
+    return harmless("".join(f"问：{question}\n答：{answer}\n" for question, answer in rounds))
 
 
 def save(rounds: History, name: str) -> None:
@@ -128,7 +126,7 @@ def _answer(
             for piece in pieces:
                 answer += piece
                 num_tokens += 1
-                _show(_without_control_characters(piece))
+                _show(harmless(piece))
     except KeyboardInterrupt:
         if not interactive:
             raise
@@ -143,11 +141,6 @@ def _answer(
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _without_control_characters(text: str) -> str:
-    """A model can write anything, also what would reprogram a terminal."""
-    return "".join(item for item in text if item in "\n\t" or unicodedata.category(item) != "Cc")
 
 
 def _enable_line_editing() -> None:

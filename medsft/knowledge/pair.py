@@ -22,6 +22,7 @@ class Pair:
         entities: names of what it is about; a split keeps all pairs of an entity together.
         relations: relations that it asks about.
         template: which phrasings it is made of, or which prompt.
+        facts: (relation, values) of the entity that it asks for, all that the graph has; for judging answers.
     """
 
     question: str
@@ -31,6 +32,7 @@ class Pair:
     entities: tuple[str, ...] = ()
     relations: tuple[str, ...] = ()
     template: str = ""
+    facts: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def record(self) -> dict[str, str]:
         """The pair as a line of training data: Med-ChatGLM's columns and form."""
@@ -45,6 +47,7 @@ class Pair:
             "sources": list(self.sources),
             "entities": list(self.entities),
             "relations": list(self.relations),
+            **({"facts": dict(self.facts)} if self.facts else {}),
             **made_by,
             "sha256": hashlib.sha256(text.encode()).hexdigest()[:16],
         }

@@ -8,9 +8,7 @@ from typer.testing import CliRunner
 from medsft.chatglm.init import write_random_model
 from medsft.cli import app
 from medsft.errors import UserError
-from medsft.evaluation.choices import accuracy, likeliest_letters, read_choices
 from medsft.evaluation.question_set import IN_THE_BOX, first_of_each_kind, read_questions
-from medsft.inference.responder import open_responder
 
 
 def compare(base, tuned, *arguments):
@@ -38,13 +36,6 @@ def losses(toy_model, other_model, tmp_path_factory):
     return base, tuned, path.read_text(encoding="utf-8")
 
 
-def test_the_box_holds_both_kinds():
-    questions = read_questions([IN_THE_BOX])
-    assert [question.kind for question in questions] == ["medical"] * 8 + ["general"] * 8
-    assert questions[0].query.startswith("谷氨酰转肽酶")
-    assert [bool(question.expected) for question in questions] == [False] * 2 + [True] * 14
-
-
 def test_the_document_has_every_question(losses):
     for question in read_questions([IN_THE_BOX]):
         assert question.query in losses[2]
@@ -63,26 +54,6 @@ def test_the_gate_opens_and_shuts(toy_model, other_model, losses):
     assert "the loss of general answers grew by" in shut.output
 
 
-def test_an_html_page_shows_text_as_text(toy_model, tmp_path):
-    asked = tmp_path / "q.jsonl"
-    asked.write_text('{"prompt": "<script>x</script>?"}\n', encoding="utf-8")
-    page = tmp_path / "page.html"
-    assert compare(toy_model, toy_model, "--questions", asked, "--output", page).exit_code == 0
-    text = page.read_text(encoding="utf-8")
-    assert "&lt;script&gt;" in text
-    assert "<script>" not in text
-    assert "http" not in text
-
-
-SUITES = {
-    "ceval.csv": "id,question,A,B,C,D,answer\n0,首都?,北京,上海,天津,重庆,A\n",
-    "cmb.json": json.dumps([{"question": "首都?", "option": {"A": "上海", "B": "北京"}, "answer": "B"}]),
-    "medqa.jsonl": json.dumps(
-        {"question": "首都?", "options": {"A": "上海", "C": "北京"}, "answer": "北京", "answer_idx": "C"}
-    ),
-}
-
-
 def test_the_first_of_each_kind_are_asked(tmp_path):
     asked = tmp_path / "q.jsonl"
     kinds = ["medical", "medical", "general", "medical", "general"]
@@ -94,22 +65,20 @@ def test_the_first_of_each_kind_are_asked(tmp_path):
     assert first_of_each_kind(questions, None) == questions
 
 
-def test_a_suite_with_the_letter_of_the_answer_alone(tmp_path):
-    suite = tmp_path / "s.jsonl"
-    suite.write_text('{"question": "q", "options": {"A": 0, "B": 1}, "answer_idx": "a"}', encoding="utf-8")
-    (choice,) = read_choices(suite)
-    assert (dict(choice.options), choice.answer) == ({"A": "0", "B": "1"}, "A")
-
-
-@pytest.mark.parametrize("name", SUITES)
-def test_each_form_is_read_and_judged(name, toy_model, tmp_path):
-    (tmp_path / name).write_text(SUITES[name], encoding="utf-8")
-    (choice,) = read_choices(tmp_path / name)
-    assert choice.options[choice.answer] == "北京"
-    responder = open_responder(toy_model, device="cpu")
-    (letter,) = likeliest_letters(responder, [choice])
-    assert letter in choice.options
-    assert accuracy(responder, [choice]) == float(letter == choice.answer)
+def test_suites_are_judged_in_both_ways(chat_model_dir, toy_model, tmp_path):
+    """A toy that has learnt a sentence by heart writes it, and finds the letter likeliest that it learnt."""
+    suite = tmp_path / "一般 题.csv"
+    suite.write_text("question,A,B,answer\n首都?,北京,上海,A\n首都?,上海,北京,B\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    result = compare(
+        chat_model_dir, toy_model, "--general_choices", suite, "--num_questions", 1, "--output", page
+    )
+    assert result.exit_code == 0, result.output
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if "一般 题.csv" in line]
+    assert ["likeliest letter" in rows[0], "written letter" in rows[1], "without a letter" in rows[2]] == [
+        True
+    ] * 3
+    assert "(1)" in rows[0]
 
 
 @pytest.mark.parametrize(
@@ -117,13 +86,15 @@ def test_each_form_is_read_and_judged(name, toy_model, tmp_path):
     [
         (["--questions"], "\n", "holds no question"),
         (["--questions"], '{"answer": "x"}', "is no question"),
-        (["--choices"], '{"question": "q", "A": "x", "B": "y", "answer": "E"}', "'E' is none of A, B"),
-        (["--choices"], '{"question": "q", "answer": "A"}', "0 options"),
-        (["--choices"], '{"question": "q", "options": ["a", "b"], "answer": "A"}', "no object of letters"),
         (["--choices"], '{"question": "q"', "JSON"),
         (["--max_forgetting", "0.1", "--questions"], '{"prompt": "q"}', "needs general questions"),
+        (
+            ["--max_accuracy_drop", "0.1", "--questions"],
+            '{"prompt": "q", "response": "a", "kind": "general"}',
+            "can be right or wrong",
+        ),
     ],
-    ids=["empty", "no question", "wrong letter", "no options", "a list", "broken", "nothing general"],
+    ids=["empty", "no question", "broken suite", "nothing general", "nothing to be right"],
 )
 def test_bad_input_is_named(arguments, content, said, toy_model, tmp_path):
     bad = tmp_path / "坏 文件.jsonl"

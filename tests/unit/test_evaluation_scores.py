@@ -1,16 +1,22 @@
-"""Scores against numbers worked out by hand, and what is a fact."""
+"""Scores against numbers worked out by hand, facts among them."""
 
 import pytest
 
-from medsft.evaluation.match import fact_share, facts_of, same_answer
+from medsft.evaluation.fact_match import FactMatch
+from medsft.evaluation.match import same_answer
+from medsft.evaluation.question_set import Question, read_questions
 from medsft.evaluation.scores import mean_scores, score_answer
+from medsft.knowledge.build import write_pairs
+from medsft.knowledge.graph import SAMPLE_GRAPH, read_graph
+from medsft.knowledge.split import split_pairs
+from medsft.knowledge.templates import load_templates
 
 REFERENCE = "偏头痛应到神经内科就诊。"
 
 
 def test_an_equal_answer_scores_full():
     scores = score_answer(REFERENCE, REFERENCE)
-    for value in (scores.rouge_1, scores.rouge_2, scores.rouge_l, scores.bleu_4, scores.exact, scores.facts):
+    for value in (scores.rouge_1, scores.rouge_2, scores.rouge_l, scores.bleu_4, scores.exact):
         assert value == pytest.approx(100, abs=1e-3)
 
 
@@ -41,9 +47,10 @@ def test_an_answer_without_words_is_no_fault(answer):
 
 
 def test_the_mean_is_over_examples():
-    scores = mean_scores([REFERENCE, ""], [REFERENCE, REFERENCE])
+    scores = mean_scores([REFERENCE, ""], [Question("挂什么科？", REFERENCE)] * 2)
     assert scores.rouge_l == pytest.approx(50, abs=1e-3)
     assert scores.exact == 50
+    assert scores.facts is None  # nobody said what the facts are
 
 
 def test_width_of_characters_does_not_count():
@@ -51,7 +58,52 @@ def test_width_of_characters_does_not_count():
     assert not same_answer("38.5度", "38.6度")
 
 
-def test_facts_are_what_a_list_names():
-    assert facts_of("偏头痛的相关症状有恶心、畏光和呕吐。") == {"恶心", "畏光", "呕吐"}
-    assert fact_share("会恶心，也会畏光", "偏头痛的相关症状有恶心、畏光和呕吐。") == pytest.approx(2 / 3)
-    assert fact_share("", "。") == 0
+MIGRAINE = Question(
+    "偏头痛有哪些症状？",
+    "偏头痛的相关症状有恶心、畏光和呕吐等。",
+    entities=("偏头痛",),
+    facts={"相关症状": ("恶心", "畏光", "呕吐", "畏声")},
+)
+TENSION = Question(
+    "紧张型头痛有哪些症状？",
+    "紧张型头痛的相关症状有头痛和失眠。",
+    entities=("紧张型头痛",),
+    facts={"相关症状": ("头痛", "失眠")},
+)
+FREE = Question("你好？", "你好。")
+SET = FactMatch([MIGRAINE, TENSION, FREE])
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "named"),
+    [
+        ("偏头痛的相关症状有恶心、畏光和呕吐等。", 3, 3),
+        ("会恶心，也会畏光", 2, 2),
+        ("恶心、失眠", 1, 2),  # 失眠 is the other's
+        ("恶心、发热", 1, 1),  # what no question of the set knows can be neither right nor wrong
+        ("恶心和畏声", 1, 1),  # true, but not among those the reference names
+        ("偏头痛", 0, 0),  # 头痛 is a part of the name here
+        ("头痛", 0, 1),
+        ("", 0, 0),
+    ],
+)
+def test_facts_by_hand(answer, right, named):
+    """Three are asked for."""
+    assert SET.score(MIGRAINE, answer) == pytest.approx(2 * right / (3 + named))
+
+
+def test_facts_count_where_there_are_any():
+    assert SET.score(FREE, "你好。") is None
+    scores = mean_scores(["恶心", "头痛、失眠", "你好。"], [MIGRAINE, TENSION, FREE])
+    assert scores.facts == pytest.approx(100 * (2 / 4 + 1) / 2)
+
+
+def test_the_sets_of_a_split_bring_their_facts(tmp_path):
+    """Every reference of recall and generalisation names all of its facts and no other's."""
+    files, _ = split_pairs(read_graph([SAMPLE_GRAPH]), load_templates(), (0.7, 0, 0.3), 0, ["single"], 2)
+    for name in ("recall", "test"):
+        write_pairs(tmp_path / f"{name}.jsonl", files[name], {})
+        questions = read_questions([tmp_path / f"{name}.jsonl"])
+        match = FactMatch(questions)
+        assert {match.score(question, question.expected) for question in questions} == {1.0}
+        assert {match.score(question, "") for question in questions} == {0.0}

@@ -25,6 +25,8 @@ FORBIDDEN = {
     "knowledge": {"config", *RUN},
     "run_folder": {"chatglm", "data", *RUN},
     "launch": {"*"},
+    "journal": {"*"},
+    "terminal": {"*"},
     "pages": {"*"},
     "run_lock": {"chatglm", "data", *RUN},
     "provenance": {"chatglm", "data", *RUN},

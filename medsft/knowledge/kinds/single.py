@@ -36,4 +36,5 @@ def phrased(entity: Entity, templates: Templates, choose: SeededChoice, which: s
                 (relation,),
                 f"{templates.name_of(relation)}.questions.{phrasings.questions.index(question)}"
                 f"+answers.{phrasings.answers.index(answer)}",
+                ((relation, values),),
             )

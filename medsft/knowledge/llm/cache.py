@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medsft.errors import UserError
+from medsft.journal import Journal, read_journal
 
 
 def request_key(request: dict[str, Any]) -> str:
@@ -29,22 +29,17 @@ class ReplyCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 self._read()
-            self._file = path.open("ab")
-            # A torn last line must not swallow the next one.
-            self._file.write(b"\n" if path.stat().st_size else b"")
+            self._journal = Journal(path)
         except OSError as error:
             raise UserError(f"The cache {path} cannot be used: {error.strerror}.") from error
 
     def _read(self) -> None:
-        for line in self._path.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-                if "refused" in entry:
-                    self._refusals[entry["key"]] = entry["refused"]
-                else:
-                    self._replies[entry["key"]] = entry["reply"]
-            except (ValueError, KeyError, TypeError):
-                continue
+        for entry in read_journal(self._path):
+            key, reply, refused = entry.get("key"), entry.get("reply"), entry.get("refused")
+            if isinstance(key, str) and isinstance(refused, str):
+                self._refusals[key] = refused
+            elif isinstance(key, str) and isinstance(reply, str):
+                self._replies[key] = reply
 
     def get(self, key: str) -> str | None:
         """The reply, if there is one."""
@@ -70,13 +65,7 @@ class ReplyCache:
 
     def _append(self, entry: Mapping[str, str]) -> None:
         try:
-            try:
-                line = json.dumps(entry, ensure_ascii=False).encode()
-            except UnicodeEncodeError:  # a lone surrogate
-                line = json.dumps(entry).encode()
-            self._file.write(line + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._journal.append(entry)
         except OSError as error:
             raise UserError(
                 f"The cache {self._path} cannot be written: {error.strerror}. Make room and run again; what "
@@ -85,4 +74,4 @@ class ReplyCache:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        self._journal.close()

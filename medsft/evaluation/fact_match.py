@@ -1,0 +1,54 @@
+"""Answers held against the facts that a set from a knowledge graph brings with its questions.
+
+`medsft data` writes the values that are true of a question's entity beside each pair (`provenance.facts`). An
+answer names those of them that stand in it, and it names wrong ones: values that the set knows for the same
+relation, but not for this entity. Its score is the F-score of the two (2 × right / (asked + named)), so that
+neither silence nor naming everything pays. Asked are the values that the reference answer names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medsft.evaluation.match import plain
+from medsft.evaluation.question_set import Question
+from medsft.knowledge.mentions import Names
+
+
+class FactMatch:
+    """Scores answers against the facts of one set of questions."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._values: dict[str, set[str]] = {}
+        for question in questions:
+            for relation, values in question.facts.items():
+                self._values.setdefault(relation, set()).update(map(plain, values))
+        self._names: dict[tuple[str, ...], Names] = {}
+
+    def score(self, question: Question, answer: str) -> float | None:
+        """F-score of the facts that an answer names, 0 to 1; None for a question without facts."""
+        asked = self._named(question, question.expected) & _true(question)
+        if not asked:
+            return None
+        named = self._named(question, answer)
+        # What is true but was not asked for (a ninth symptom) is no fault.
+        named -= _true(question) - asked
+        return 2 * len(named & asked) / (len(asked) + len(named))
+
+    def _named(self, question: Question, text: str) -> set[str]:
+        """Values of the question's relations that stand in a text, of several in one place the longest."""
+        relations = tuple(question.facts)
+        if relations not in self._names:
+            self._names[relations] = Names(set().union(*(self._values[relation] for relation in relations)))
+        text = plain(text)
+        # What is a part of the entity's own name (头痛 in 偏头痛) is no answer.
+        own = Names(map(plain, question.entities)).places(text)
+        return {
+            text[start:end]
+            for start, end in self._names[relations].places(text)
+            if not any(first <= start and end <= last for first, last in own)
+        }
+
+
+def _true(question: Question) -> set[str]:
+    return {plain(value) for values in question.facts.values() for value in values}

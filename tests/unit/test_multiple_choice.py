@@ -1,0 +1,114 @@
+"""Which letter a written answer gives, and how suites are read."""
+
+import json
+
+import pytest
+
+from medsft.errors import UserError
+from medsft.evaluation.letter import letter_in
+from medsft.evaluation.multiple_choice import read_suite, written_letters
+
+OPTIONS = {"A": "高血压", "B": "肺动脉高血压", "C": "糖尿病", "D": "1型"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        # the letter alone, or at the beginning
+        ("A", "A"),
+        ("b", "B"),
+        ("Ｃ．", "C"),
+        ("(A)", "A"),
+        ("【D】", "D"),
+        ("A. 高血压", "A"),
+        ("A、高血压，因为C和D都不常见", "A"),
+        ("B 肺动脉高血压", "B"),
+        ("A、B", None),
+        ("A和C都对", None),
+        ("AB", None),
+        # said to be the answer
+        ("答案是C。", "C"),
+        ("答案：D", "D"),
+        ("因为A不常见，B也不常见，所以正确答案为 C。", "C"),
+        ("我认为应选B项", "B"),
+        ("本题选择A", "A"),
+        ("The answer is D.", "D"),
+        ("答案是A，也可以说答案是B", None),
+        # ruled out
+        ("不是A，答案是B", "B"),
+        ("不选A", None),
+        ("A错误，B不正确，选C", "C"),
+        ("排除A和排除B之后剩下D", "D"),
+        # one letter anywhere, within no word
+        ("应当考虑C，即糖尿病", "C"),
+        ("考虑B或者C", None),
+        ("维生素B12缺乏", None),
+        ("A patient with fever", None),
+        # no letter: the option's own words, the longest of them
+        ("应诊断为糖尿病。", "C"),
+        ("是肺动脉高血压", "B"),
+        ("高血压和糖尿病", None),
+        # nothing
+        ("", None),
+        ("我不知道。", None),
+        ("E", None),
+    ],
+)
+def test_the_letter_of_an_answer(answer, letter):
+    assert letter_in(answer, OPTIONS) == letter
+
+
+SUITES = {
+    "ceval.csv": "id,question,A,B,C,D,answer\n0,首都?,北京,上海,天津,重庆,A\n1,首都?,上海,北京,,,B\n",
+    "cmb.json": json.dumps([{"question": "首都?", "option": {"A": "上海", "B": "北京"}, "answer": "B"}]),
+    "medqa.jsonl": json.dumps(
+        {"question": "首都?", "options": {"A": "上海", "C": "北京"}, "answer": "北京", "answer_idx": "c"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_each_form_is_read(name, tmp_path):
+    (tmp_path / name).write_text(SUITES[name], encoding="utf-8")
+    suite = read_suite(tmp_path / name)
+    assert not suite.is_general
+    for question in suite.questions:
+        assert question.options[question.answer] == "北京"
+    assert written_letters(["应该是北京"], suite.questions[:1]) == [suite.questions[0].answer]
+    assert len(read_suite(tmp_path / name, most=1).questions) == 1
+
+
+def test_a_folder_is_a_suite(tmp_path):
+    """C-Eval comes as a file for each subject."""
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(SUITES["ceval.csv"], encoding="utf-8")
+    assert len(read_suite(tmp_path, is_general=True).questions) == 4
+
+
+def test_options_that_are_numbers(tmp_path):
+    suite = tmp_path / "s.jsonl"
+    suite.write_text('{"question": "q", "options": {"A": 0, "B": 1}, "answer_idx": "a"}', encoding="utf-8")
+    (question,) = read_suite(suite).questions
+    assert (dict(question.options), question.answer) == ({"A": "0", "B": "1"}, "A")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("\n", "holds no multiple-choice question"),
+        ('{"question": "q", "A": "x", "B": "y", "answer": "E"}', "'E' is none of A, B"),
+        ('{"question": "q", "answer": "A"}', "0 options"),
+        ('{"question": "q", "A": "x", "B": "y"}', "no answer"),
+        ('{"question": "q", "options": ["a", "b"], "answer": "A"}', "no object of letters"),
+        ('{"question": "q"', "JSON"),
+        ("[1]", "not an object"),
+    ],
+    ids=["empty", "wrong letter", "no options", "no answer", "a list", "broken", "no object"],
+)
+def test_bad_suites_are_named(content, said, tmp_path):
+    bad = tmp_path / "坏 文件.jsonl"
+    bad.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=said) as caught:
+        read_suite(bad)
+    assert "坏 文件.jsonl" in str(caught.value)
+    assert "mend the file" in str(caught.value)
