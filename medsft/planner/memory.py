@@ -106,8 +106,8 @@ def activation_bytes(
 
     A block keeps for each token, in elements: input of its first LayerNorm E, that of the query-key-value
     product E, result of the attention E, input of the second LayerNorm E, that of the feed-forward E, and F
-    before and F after GELU: 5E + 2F; and four fp32 numbers for the LayerNorms. For each of the `num_places` where
-    attention computes: turned query and key, value and result, 4E; the mask as numbers, a row of
+    before and F after GELU: 5E + 2F; and four fp32 numbers for the LayerNorms. For each of the `num_places`
+    where attention computes: turned query and key, value and result, 4E; the mask as numbers, a row of
     `mask_width`; a fp32 number a head for the softmax. Final LayerNorm: 2E.
     With checkpointing only the input E of each block stays, and one block at a time is done again.
     """
