@@ -13,12 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
 
 from medsft.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -198,11 +200,19 @@ _GROUPS = (ModelConfig, DataConfig, OptimizationConfig, RunConfig)
 _NAMES = tuple(f.name for group in _GROUPS for f in fields(group))
 
 
-class _Parser(HfArgumentParser):
-    """Argument parser whose complaints are a `UserError`, not a page of usage."""
+def _parser() -> HfArgumentParser:
+    """Parser of all flags, whose complaints are a `UserError`, not a page of usage."""
+    from transformers import HfArgumentParser  # seconds, which those who only read settings do not spend
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. `medsft train --help` lists every flag.")
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{message}. `medsft train --help` lists every flag.")
+
+    parser = Parser(
+        list(_GROUPS), prog="train.py", description="Fine-tune ChatGLM-6B.", add_help=True, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these flags; flags win.")
+    return parser
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -210,10 +220,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
     Raises `UserError` for unknown names and for values outside their range; all faults in one message.
     """
-    parser = _Parser(
-        list(_GROUPS), prog="train.py", description="Fine-tune ChatGLM-6B.", add_help=True, allow_abbrev=False
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these flags; flags win.")
+    parser = _parser()
     arguments = list(arguments)
     known, _ = parser.parse_known_args(arguments)
     if known.config is not None:

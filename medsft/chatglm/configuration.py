@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from medsft.errors import UserError
+from medsft.shapes import SIZES, size_faults
 
 # Distance from <sop> to [MASK] and [gMASK] in both releases; v0.1's config.json does not name the latter two.
 _MASK_BEFORE_BOS = 4
@@ -81,15 +82,7 @@ class ChatGLMConfig(PreTrainedConfig):
 
 def shape_faults(config: ChatGLMConfig) -> list[str]:
     """What makes the configuration impossible to build, all of it; empty if nothing does."""
-    faults = []
-    for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size"):
-        if getattr(config, name) < 1:
-            faults.append(f"{name} is {getattr(config, name)}, must be at least 1")
-    if not faults and config.hidden_size % (4 * config.num_attention_heads):
-        faults.append(
-            f"hidden_size {config.hidden_size} is not a multiple of 4 x num_attention_heads "
-            f"({config.num_attention_heads}): each head is split over two position axes, each half into pairs"
-        )
+    faults = size_faults({name: getattr(config, name) for name in SIZES})
     if not config.position_encoding_2d:
         faults.append("position_encoding_2d is false; only the released two-dimensional positions are built")
     if config.pre_seq_len is not None:

@@ -25,22 +25,10 @@ from medsft.chatglm.weights.release import RELEASES
 from medsft.chatglm.weights.writer import parse_size
 from medsft.errors import UserError
 from medsft.files import replace_file, replacing
+from medsft.shapes import PRESETS
 
 EMBEDDING_NAME = "transformer.word_embeddings.weight"
 HEAD_NAME = "lm_head.weight"
-
-# Shapes by name. Parameters of the blocks and the final LayerNorm, to which the (tied) embedding comes with
-# vocabulary rows x hidden size: toy 0.4 M, small 3.2 M, tiny 1.4 M (28 thin layers, to test depth),
-# 60m 59 M, 350m 353 M, 1b 1.01 G, 6b 5.64 G (6,173,286,400 with v1.1's vocabulary: ChatGLM-6B).
-PRESETS: dict[str, dict[str, int]] = {
-    "toy": {"hidden_size": 128, "num_layers": 2, "num_attention_heads": 4, "inner_hidden_size": 512},
-    "tiny": {"hidden_size": 64, "num_layers": 28, "num_attention_heads": 4, "inner_hidden_size": 256},
-    "small": {"hidden_size": 256, "num_layers": 4, "num_attention_heads": 8, "inner_hidden_size": 1024},
-    "60m": {"hidden_size": 640, "num_layers": 12, "num_attention_heads": 10, "inner_hidden_size": 2560},
-    "350m": {"hidden_size": 1024, "num_layers": 28, "num_attention_heads": 16, "inner_hidden_size": 4096},
-    "1b": {"hidden_size": 2048, "num_layers": 20, "num_attention_heads": 16, "inner_hidden_size": 8192},
-    "6b": {"hidden_size": 4096, "num_layers": 28, "num_attention_heads": 32, "inner_hidden_size": 16384},
-}
 
 # Vocabularies other than the released are padded up to a multiple of this many rows.
 _ROW_MULTIPLE = 64

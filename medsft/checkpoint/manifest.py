@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from medsft.checkpoint.layout import MANIFEST
-from medsft.engine.state import STATES
+from medsft.engine.adam import STATES
 from medsft.errors import UserError
 from medsft.files import write_text
 

@@ -29,9 +29,10 @@ from medsft.checkpoint.retention import Keep, superseded
 from medsft.checkpoint.shard import write_shard
 from medsft.checkpoint.survey import survey
 from medsft.checkpoint.verify import describe_file
+from medsft.engine.adam import STATES
 from medsft.engine.distributed import World
 from medsft.engine.rng import rng_states
-from medsft.engine.state import STATES, TrainingState, scaler_state
+from medsft.engine.state import TrainingState, scaler_state
 from medsft.errors import UserError
 from medsft.run_folder import writing
 

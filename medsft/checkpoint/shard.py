@@ -13,12 +13,14 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from medsft.checkpoint.manifest import DamagedError, FileEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_BYTES = 1 << 20
 """Hashed and then written while still in the processor's cache."""
@@ -72,6 +74,8 @@ def _chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
     """Padded with blanks so that the tensors begin at a multiple of 8 bytes."""
+    import torch  # seconds, which those who only look into checkpoints do not spend
+
     entries = {}
     end = 0
     for name, tensor in tensors.items():

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _CHATGLM_6B = "chatglm-6b"
-_ROWS = 130_528
 
 
 def plan(
@@ -197,30 +196,37 @@ def _device(
 
 
 def _shape(folder: Path | None, preset: str) -> Shape:
-    from medsft.chatglm import ChatGLMConfig
-    from medsft.chatglm.init import PRESETS
     from medsft.planner.shape import Shape
+    from medsft.shapes import PRESETS, RELEASED_ROWS, SIZES, size_faults
 
-    if folder is not None:
-        path = folder / "config.json"
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(fields, dict):
-                raise ValueError("no JSON object")
-        except (OSError, ValueError) as error:
+    sizes = {"vocab_size": RELEASED_ROWS, **PRESETS["6b"]}
+    if folder is None:
+        name = "6b" if preset == _CHATGLM_6B else preset
+        if name not in PRESETS:
             raise UserError(
-                f"--model_name_or_path {folder}: {path} cannot be read ({error}). Give a folder with a "
-                "config.json, or a --preset."
-            ) from error
-        sizes = {name: fields[name] for name in ChatGLMConfig().to_dict() if name in fields}
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size"):
-            if not isinstance(sizes.get(name, 1), int):
-                raise UserError(f"{path}: {name} is {sizes[name]!r}, must be a whole number.")
-        return Shape.of(ChatGLMConfig(**sizes))
-    name = "6b" if preset == _CHATGLM_6B else preset
-    if name not in PRESETS:
-        raise UserError(f"there is no preset {preset!r}; choose one of {_CHATGLM_6B}, {', '.join(PRESETS)}.")
-    return Shape.of(ChatGLMConfig(vocab_size=_ROWS, **PRESETS[name]))
+                f"there is no preset {preset!r}; choose one of {_CHATGLM_6B}, {', '.join(PRESETS)}."
+            )
+        return Shape(**{**sizes, **PRESETS[name]})
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model_name_or_path {folder}: {path} cannot be read ({error}). Give a folder with a "
+            "config.json, or a --preset."
+        ) from error
+    sizes |= {name: fields[name] for name in SIZES if name in fields}
+    faults = [
+        f"{name} is {size!r}, must be a whole number"
+        for name, size in sizes.items()
+        if isinstance(size, bool) or not isinstance(size, int)
+    ]
+    faults = faults or size_faults(sizes)
+    if faults:
+        raise UserError(f"{path}: " + "; ".join(faults) + ".")
+    return Shape(**sizes, tie_word_embeddings=bool(fields.get("tie_word_embeddings", True)))
 
 
 def _real_lengths(files: list[Path], folder: Path | None, max_source: int, max_target: int) -> Lengths:

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from medsft.engine.adam import STATES
 from medsft.engine.distributed import World
 from medsft.errors import UserError
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
     from deepspeed.runtime.fp16.loss_scaler import LossScalerBase
-
-STATES = ("master", "exp_avg", "exp_avg_sq")
-"""fp32 weight, mean of the gradients, mean of their squares: the names of AdamW's state in torch."""
 
 
 class StateSource(Protocol):

@@ -313,7 +313,7 @@ def test_every_choice_for_checkpoints_is_there():
 def test_what_a_checkpoint_of_chatglm_costs():
     from medsft.chatglm import ChatGLMConfig
     from medsft.chatglm.init import PRESETS, count_parameters
-    from medsft.engine.state import STATES
+    from medsft.engine.adam import STATES
 
     bytes_a_parameter = 4 * len(STATES)
     num_parameters = count_parameters(ChatGLMConfig(vocab_size=130_528, **PRESETS["6b"]))

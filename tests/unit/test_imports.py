@@ -1,7 +1,6 @@
 """Imports run in one direction between the rooms."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +28,8 @@ FORBIDDEN = {
     "terminal": {"*"},
     "pages": {"*"},
     "run_lock": {"chatglm", "data", *RUN},
+    "registration": {"*"},
+    "shapes": {"*"},
     "provenance": {"chatglm", "data", *RUN},
     "monitor": {"data", *RUN - {"monitor"}},
     "planner": {"config", "chatglm", *RUN},
@@ -100,9 +101,3 @@ def test_nobody_runs_remote_code_or_loads_pickles():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert "weights_only=True" in ast.unparse(node), path
-
-
-def test_cpm_kernels_is_not_imported_without_a_gpu():
-    code = "import sys, medsft.cli, medsft.chatglm.weights; print('cpm_kernels' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
