@@ -1,6 +1,7 @@
 """Fixtures that more than one folder of tests uses."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before torch is imported. Two threads of a toy's small products wait for each other for longer than they
@@ -8,6 +9,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+# Under nohup or in a script's background these two are ignored, which every process that a test starts would
+# inherit, and none of them could be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -25,20 +25,31 @@ def silent_steps(what: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def terminal_progress(what: str, tell: Callable[[str], None] = logger.info) -> Iterator[Progress]:
+def terminal_progress(
+    what: str, tell: Callable[[str], None] = logger.info, in_bytes: bool = False
+) -> Iterator[Progress]:
     """A progress callback: a bar on stderr, or where that is no terminal a line to `tell` now and then.
 
-    Both say how much time is left. Nothing is shown for work that is done within a second, nor in processes
-    that never call it. No thread is started, so that the work may fork.
+    Both say how much time is left; of work counted `in_bytes` the bar also says how many and how fast.
+    Nothing is shown for work that is done within a second, nor in processes that never call it. No thread is
+    started, so that the work may fork.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
     from rich.progress import Progress as Bar
 
     begin_s = time.monotonic()
     shown_s = begin_s
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    amount = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (TaskProgressColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
     is_terminal = console.is_terminal
     bar = Bar(*columns, console=console, transient=True, disable=not is_terminal, auto_refresh=False)
     task = bar.add_task(what, total=None)

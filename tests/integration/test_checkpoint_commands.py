@@ -325,29 +325,3 @@ def test_a_checkpoint_and_the_live_model_make_the_same_folder(run, base, tmp_pat
     for name, content in live.items():
         assert content == exported[name], name
     assert not list(tmp_path.glob(".*"))
-
-
-def test_progress_is_shown_in_bytes(run):
-    """On a terminal, which a pseudo-terminal is."""
-    import pty
-
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(
-        [MEDSFT, "checkpoint", "verify", run], stdout=subprocess.DEVNULL, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # what a pseudo-terminal says once its other side is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
-    assert process.wait() == 0
-    num_bytes = sum(read_manifest(run / "checkpoints" / f"step-{step:08}").num_bytes() for step in STEPS)
-    assert b"verifying" in shown
-    assert f"{num_bytes / 1e6:.1f}/{num_bytes / 1e6:.1f} MB".encode() in shown

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from medsft.cli.progress import byte_progress
 from medsft.data import progress
 from medsft.data.progress import counting, duration, terminal_progress
 
@@ -34,6 +35,15 @@ def test_a_terminal_gets_a_bar_on_stderr(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert not out
     assert "tokenising" in err and "100%" in err
+
+
+def test_a_bar_of_bytes_says_how_many(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(progress, "_SHOW_AFTER_S", 0.0)
+    with byte_progress("verifying", 2_600_000) as advance:
+        advance(2_000_000)
+        advance(600_000)
+    assert "2.6/2.6 MB" in capsys.readouterr().err
 
 
 def test_no_terminal_gets_log_lines(capsys, caplog, monkeypatch):

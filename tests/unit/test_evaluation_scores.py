@@ -6,10 +6,8 @@ from medsft.evaluation.fact_match import FactMatch
 from medsft.evaluation.match import same_answer
 from medsft.evaluation.question_set import Question, read_questions
 from medsft.evaluation.scores import mean_scores, score_answer
-from medsft.knowledge.build import write_pairs
-from medsft.knowledge.graph import SAMPLE_GRAPH, read_graph
-from medsft.knowledge.split import split_pairs
-from medsft.knowledge.templates import load_templates
+from medsft.knowledge.graph import SAMPLE_GRAPH
+from medsft.knowledge.split import write_split
 
 REFERENCE = "偏头痛应到神经内科就诊。"
 
@@ -100,9 +98,8 @@ def test_facts_count_where_there_are_any():
 
 def test_the_sets_of_a_split_bring_their_facts(tmp_path):
     """Every reference of recall and generalisation names all of its facts and no other's."""
-    files, _ = split_pairs(read_graph([SAMPLE_GRAPH]), load_templates(), (0.7, 0, 0.3), 0, ["single"], 2)
+    write_split([SAMPLE_GRAPH], tmp_path, (0.7, 0, 0.3), kinds=["single"])
     for name in ("recall", "test"):
-        write_pairs(tmp_path / f"{name}.jsonl", files[name], {})
         questions = read_questions([tmp_path / f"{name}.jsonl"])
         match = FactMatch(questions)
         assert {match.score(question, question.expected) for question in questions} == {1.0}

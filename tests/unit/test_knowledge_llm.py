@@ -274,7 +274,7 @@ def test_a_full_disk_stops_and_says_so(serve, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     cache = ReplyCache(tmp_path / "c")
-    monkeypatch.setattr("medsft.knowledge.llm.cache.os.fsync", full)
+    monkeypatch.setattr("medsft.journal.os.fsync", full)
     with pytest.raises(UserError, match=r"No space left on device\. Make room and run again"):
         ask_missing(make_tasks(FEW, PROMPTS, SAMPLING), cache, endpoint(serve()), KEY)
 
