@@ -50,18 +50,27 @@ python -m launcher run --num-gpus 2 medsft/train.py \
   --learning_rate 2e-3 \
   --lr_scheduler_type cosine \
   --num_train_epochs 50 \
-  --logging_steps 20 \
+  --logging_steps 20 --sample_steps 236 \
   --save_strategy steps --save_steps 200
 
-say "5. Ten of the questions, before and after"
+say "5. Ten of the questions: scores of the answers"
 # Ten lines spread over the whole file.
 awk -v lines="$(wc -l <"$out/pairs.jsonl")" 'int(NR * 10 / lines) > int((NR - 1) * 10 / lines)' \
   "$out/pairs.jsonl" >"$out/questions.jsonl"
+medsft eval \
+  --model "$out/run" \
+  --questions "$out/questions.jsonl"
+
+say "6. The same ten, before and after"
 medsft compare \
   --base "$out/base" \
   --tuned "$out/run" \
   --questions "$out/questions.jsonl" \
-  --min_exact 0.8
+  --min_exact 0.8 \
+  --output "$out/before-after.html"
+
+say "7. The whole run on one page"
+medsft report "$out/run"
 
 say "Talk to it, look at it"
 printf 'medsft chat --greedy --model %q\n' "$out/run"

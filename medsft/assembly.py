@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import indent
@@ -218,8 +220,19 @@ def start_model(
     return start_engine(model, optimizer, ds_config)
 
 
-def texts(config: Config, base: BaseModel, data: EncodedDataset, plan: StepPlan, fit: str) -> dict[str, str]:
-    """What the run is, as Markdown under names: settings, plan, and what the first step learns from."""
+def texts(
+    config: Config,
+    base: BaseModel,
+    data: EncodedDataset,
+    plan: StepPlan,
+    ds_config: dict[str, Any],
+    fit: str,
+    hosts: Sequence[str],
+) -> dict[str, str]:
+    """What the run is, as Markdown under names: settings, plan, and what the first step learns from.
+
+    `hosts`: that of each rank.
+    """
     examples = plan.examples(0)
     # Indented by four: Markdown shows it letter by letter.
     shown = "\n\n".join(
@@ -228,8 +241,11 @@ def texts(config: Config, base: BaseModel, data: EncodedDataset, plan: StepPlan,
         for number in examples[:NUM_SHOWN]
     )
     flags = "\n".join(f"| `{name}` | `{value}` |" for name, value in config.flags().items())
+    ranks = "\n".join(f"| {rank} | {host} |" for rank, host in enumerate(hosts))
     return {
         "run/flags": f"| flag | value |\n| --- | --- |\n{flags}",
+        "run/deepspeed": indent(json.dumps(ds_config, indent=2), " " * 4),
+        "run/ranks": f"| rank | host |\n| --- | --- |\n{ranks}",
         "run/plan": f"{plan.num_steps:,} steps of {plan.global_batch_size} examples; {fit}",
         "data/summary": data.summary.describe(),
         "data/first batch": f"{min(NUM_SHOWN, len(examples))} of {len(examples)} examples\n\n{shown}",

@@ -137,6 +137,9 @@ class RunConfig:
         False, "Start although the plan says that the memory of GPU or host cannot suffice."
     )
     logging_steps: int = _flag(10, "Report every N steps.")
+    report_to: list[str] = _flag(
+        [], "Trackers to report to besides TensorBoard and metrics.jsonl: wandb, mlflow; if installed."
+    )
     sample_steps: int | None = _flag(
         None, "Let the model answer a few fixed questions every N steps (default: never)."
     )
@@ -195,6 +198,9 @@ class Config:
 
 CHANGEABLE = ("data", "tokenizer", "seed", "global_batch_size", "model")
 """What --allow_changed may name: the fields of `medsft.checkpoint.manifest.Identity`."""
+
+TRACKERS = ("wandb", "mlflow")
+"""What --report_to may name: the keys of `medsft.monitor.trackers.TRACKERS`."""
 
 _GROUPS = (ModelConfig, DataConfig, OptimizationConfig, RunConfig)
 _NAMES = tuple(f.name for group in _GROUPS for f in fields(group))
@@ -335,6 +341,9 @@ def _faults(config: Config) -> list[str]:
     strangers = [name for name in config.run.allow_changed if name not in CHANGEABLE]
     if strangers:
         faults.append(f"--allow_changed {' '.join(strangers)} must be of {', '.join(CHANGEABLE)}")
+    strangers = [name for name in config.run.report_to if name not in TRACKERS]
+    if strangers:
+        faults.append(f"--report_to {' '.join(strangers)} must be of {', '.join(TRACKERS)}")
     if not config.run.resume_from_checkpoint:
         faults.append("--resume_from_checkpoint must be auto, latest, none or a path")
     if config.run.eval_steps is not None and not data.validation_file:

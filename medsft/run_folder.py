@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trackers(self) -> Path:
+        """What --report_to keeps here: the names of the run elsewhere, and what was not sent."""
+        return self.path / "trackers"
+
+    @property
     def model(self) -> Path:
         """The final model, complete when the folder exists."""
         return self.path / "model"
@@ -66,7 +71,16 @@ def model_folder(folder: Path) -> Path:
     return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
 
 
-_OF_A_RUN = ("run.json", "metrics.jsonl", "tensorboard", "model", "checkpoints", "snapshots", "DONE")
+_OF_A_RUN = (
+    "run.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "trackers",
+    "model",
+    "checkpoints",
+    "snapshots",
+    "DONE",
+)
 """`snapshots` is what runs wrote before there were checkpoints."""
 _ABOUT_A_RUN = ("evaluation", "report.html")
 """What other commands put beside it: true of this run only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,13 @@ import torch
 from medsft.chatglm.base import BaseModel
 from medsft.data.dataset import EncodedDataset
 from medsft.data.encode import encode_prompt
-from medsft.engine.distributed import World
+from medsft.engine.distributed import World, from_all
 from medsft.monitor.sink import Sample
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+logger = logging.getLogger(__name__)
 
 FROM_THE_BOX = ("我最近感觉很累，可能是什么原因？", "请用一句话介绍一下北京。")
 """A medical question and a general one, asked in every run."""
@@ -33,18 +36,57 @@ class Prompt:
 
 
 def fixed_prompts(base: BaseModel, data: EncodedDataset) -> list[Prompt]:
-    """The first examples of `data`, then the questions from the box."""
+    """The first examples of `data` that leave room for an answer, then the questions from the box."""
     tokenizer = base.tokenizer
+    room = base.config.max_sequence_length - MAX_NEW_TOKENS - 2  # [gMASK] and <sop>
     prompts = []
-    for number in range(min(NUM_FROM_DATA, len(data))):
-        ids, context = [int(token) for token in data[number].input_ids], int(data[number].context_length)
-        question, expected = tokenizer.decode(ids[: context - 1]), tokenizer.decode(ids[context + 1 : -1])
-        prompts.append(Prompt(question, expected, tuple(ids[: context + 1])))
-    room = base.config.max_sequence_length - MAX_NEW_TOKENS - 2
+    for example in (data[number] for number in range(len(data))):
+        ids, context = [int(token) for token in example.input_ids], int(example.context_length)
+        if len(prompts) == NUM_FROM_DATA:
+            break
+        if context - 1 <= room:
+            question, expected = tokenizer.decode(ids[: context - 1]), tokenizer.decode(ids[context + 1 : -1])
+            prompts.append(Prompt(question, expected, tuple(ids[: context + 1])))
     for question in FROM_THE_BOX:
         ids, _ = encode_prompt(question, (), tokenizer, room, data.summary.template)
         prompts.append(Prompt(question, "", (*ids, tokenizer.gmask_token_id, tokenizer.bos_token_id)))
     return prompts
+
+
+class Samples:
+    """Asks the same questions every `every` steps and after the last one; never where that is None.
+
+    A failure that all ranks meet alike is logged once, and nothing is asked any more: the training is worth
+    more. One that a single rank meets amid the others cannot be left behind, as they wait for it there.
+    """
+
+    def __init__(
+        self, every: int | None, engine: DeepSpeedEngine, base: BaseModel, data: EncodedDataset, world: World
+    ) -> None:
+        self._every = every
+        self._engine = engine
+        self._base = base
+        self._data = data
+        self._world = world
+
+    def are_due(self, done: int, is_last: bool) -> bool:
+        """Whether to ask after `done` steps."""
+        return self._every is not None and (is_last or done % self._every == 0)
+
+    def ask(self) -> list[Sample]:
+        """The answers; none after a failure. A collective."""
+        samples, fault = [], None
+        try:
+            samples = answer(self._engine, fixed_prompts(self._base, self._data), self._base, self._world)
+        except Exception as error:
+            fault = str(error) or type(error).__name__
+        faults = [text for text in from_all(self._world, fault) if text is not None]
+        if not faults:
+            return samples
+        if self._world.is_main:
+            logger.warning("the samples cannot be made (%s); the training goes on without them", faults[0])
+        self._every = None
+        return []
 
 
 @torch.no_grad()
@@ -55,21 +97,23 @@ def answer(engine: DeepSpeedEngine, prompts: list[Prompt], base: BaseModel, worl
     answers are complete goes on until all are (`synced_gpus`). No random number is drawn, and no weight
     changes: the losses of the run are those of one without samples.
     """
-    engine.eval()
     tokenizer, width = base.tokenizer, max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), width), base.pad_token_id)  # [prompts, longest], padded on the left
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
         mask[row, width - len(prompt.ids) :] = 1
-    output = engine.module.generate(
-        input_ids=ids.to(world.device),
-        attention_mask=mask.to(world.device),
-        max_new_tokens=MAX_NEW_TOKENS,
-        do_sample=False,
-        synced_gpus=world.size > 1,
-    )
-    engine.train()
+    engine.eval()
+    try:
+        output = engine.module.generate(
+            input_ids=ids.to(world.device),
+            attention_mask=mask.to(world.device),
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            synced_gpus=world.size > 1,
+        )
+    finally:
+        engine.train()
     texts = [tokenizer.decode(row[width:].tolist(), skip_special_tokens=True) for row in output.cpu()]
     return [
         Sample(prompt.question, text, prompt.expected) for prompt, text in zip(prompts, texts, strict=True)

@@ -35,7 +35,7 @@ if __package__ in (None, ""):
 import logging
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -75,11 +75,12 @@ from medsft.launch import launch_names
 from medsft.monitor.health import ModelFacts
 from medsft.monitor.metrics import Figures, Hardware, Start
 from medsft.monitor.reporter import Reporter, open_reporter
+from medsft.monitor.trackers import check_installed
 from medsft.planner.shape import Shape
 from medsft.provenance import Provenance, software_versions
 from medsft.run_folder import RunFolder, step_name, writing
 from medsft.run_lock import check_shared, claim
-from medsft.samples import answer, fixed_prompts
+from medsft.samples import Samples
 from medsft.saving import (
     Saving,
     draft_manifest,
@@ -110,6 +111,9 @@ def run(config: Config, world: World, stop: StopRequest) -> None:
 
 def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) -> None:
     """Everything a run does, top to bottom."""
+    with together(world):
+        if world.is_main:
+            check_installed(config.run.report_to)
     batch, ds_config = assembly.settle_settings(config, world)
     base = assembly.open_base(config, world)
     data, validation_data = assembly.encode_data(config, base, folder, world)
@@ -129,10 +133,11 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     provenance = describe_run(
         config, base, data, validation_data, plan, folder, ds_config, fit, checkpoint, world
     )
-    reporter = start_reporter(config, base, data, plan, folder, fit, start_step, world)
+    hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
+    texts = partial(assembly.texts, config, base, data, plan, ds_config, fit, hardware.hosts)
+    reporter = start_reporter(config, base, plan, folder, texts, start_step, world)
     schedule = assembly.learning_rate(config, plan)
     step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
-    hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
     flops_of_step = partial(assembly.flops_of_step, base, data, plan)
     figures = Figures(world.device, sum_over_ranks, partial(numbers_of_all, world), hardware, flops_of_step)
     state = TrainingState(engine, world)
@@ -148,7 +153,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
         stop.clear()
         raise Stopped(reason, start_step, flags_to_leave_out(config.run))
     batches = assembly.open_batches(config, data, plan, start_step, batch, base, world)
-    prompts = fixed_prompts(base, validation_data or data)
+    samples = Samples(config.run.sample_steps, engine, base, validation_data or data, world)
     done = start_step
     with reporter, saving, batches as steps:
         for info, micro_batches in figures.waiting(steps):
@@ -173,9 +178,9 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
                     reporter.validation(done, loss)
                     early_stopping.see(done, loss)
                     validation = Validation(done, loss) if math.isfinite(loss) else None
-                if config.run.sample_steps and (is_last or done % config.run.sample_steps == 0):
+                if samples.are_due(done, is_last or early_stopping.is_due):
                     progress(f"the samples after step {done}")
-                    reporter.samples(done, answer(engine, prompts, base, world))
+                    reporter.samples(done, samples.ask())
                 saving.after_step(info.step, stop, validation, is_last=early_stopping.is_due)
             progress(f"its wait for the data of step {done + 1}")
     stop.finishing()
@@ -271,22 +276,20 @@ def describe_run(
 def start_reporter(
     config: Config,
     base: BaseModel,
-    data: EncodedDataset,
     plan: StepPlan,
     folder: RunFolder,
-    fit: str,
+    texts: Callable[[], Mapping[str, str]],
     start_step: int,
     world: World,
 ) -> Reporter:
     """Opens everything that the run reports to, and tells what it is."""
     model = ModelFacts(Shape.of(base.config).num_parameters, config.optimization.learning_rate)
-    log_file = folder.path / "logs" / "terminal.log"
+    trackers = config.run.report_to
     reporter = open_reporter(
-        folder.metrics, folder.tensorboard, log_file, plan.num_steps, world.is_main, start_step, model
+        folder, plan.num_steps, world.is_main, start_step, model, trackers, config.flags()
     )
     reporter.start(Start(start_step, world.size))
-    for tag, text in assembly.texts(config, base, data, plan, fit).items():
-        reporter.text(tag, text)
+    reporter.texts(texts)
     return reporter
 
 

@@ -1,1 +1,1 @@
-"""What a run tells: metrics.jsonl, TensorBoard, the console."""
+"""What a run tells: metrics.jsonl, TensorBoard, the console, and the report of it all."""

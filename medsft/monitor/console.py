@@ -1,24 +1,19 @@
-"""What a person reads while a run goes on: a line at every report, or a bar on a terminal."""
+"""What a person reads while a run goes on: a line in the log for each report."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medsft.monitor.metrics import Metrics, Save
 from medsft.monitor.sink import Sample, Sink, Summary
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from medsft.terminal import harmless
 
 logger = logging.getLogger(__name__)
 
-FOR_THE_FILE = "for_the_file"
-"""Attribute of a log record that a terminal shows in another way."""
+IN_THE_BAR = "in_the_bar"
+"""Attribute of a log record whose figures `medsft.monitor.bar.Bar` shows too: a terminal needs it once."""
 
 
 def duration(seconds: float) -> str:
@@ -30,6 +25,19 @@ def duration(seconds: float) -> str:
 def seconds_left(elapsed_s: float, step: int, num_steps: int, start_step: int) -> float:
     """Seconds until `num_steps`, by the pace from `start_step` to `step`, which took `elapsed_s`."""
     return elapsed_s / (step - start_step) * (num_steps - step)
+
+
+class Pace:
+    """A clock that starts when it is made, at `start_step`, and tells how long `num_steps` will take."""
+
+    def __init__(self, num_steps: int, start_step: int) -> None:
+        self._num_steps = num_steps
+        self._start_step = start_step
+        self._begin_s = time.perf_counter()
+
+    def seconds_left(self, step: int) -> float:
+        """By the mean pace so far, `step` steps being done."""
+        return seconds_left(time.perf_counter() - self._begin_s, step, self._num_steps, self._start_step)
 
 
 def step_line(metrics: Metrics, num_steps: int, seconds_left: float) -> str:
@@ -64,28 +72,23 @@ class Console(Sink):
 
     def __init__(self, num_steps: int, start_step: int = 0) -> None:
         self._num_steps = num_steps
-        self._start_step = start_step
-        self._start_s = time.perf_counter()
+        self._pace = Pace(num_steps, start_step)
 
     def train(self, metrics: Metrics) -> None:
         """A line with the time left."""
-        line = step_line(metrics, self._num_steps, self.seconds_left(metrics.step))
-        logger.info("%s", line, extra={FOR_THE_FILE: True})
-
-    def seconds_left(self, step: int) -> float:
-        """By the mean pace of this process so far."""
-        elapsed_s = time.perf_counter() - self._start_s
-        return seconds_left(elapsed_s, step, self._num_steps, self._start_step)
+        line = step_line(metrics, self._num_steps, self._pace.seconds_left(metrics.step))
+        logger.info("%s", line, extra={IN_THE_BAR: True})
 
     def validation(self, step: int, loss: float) -> None:
         """A line with the validation loss."""
-        logger.info("step %d/%d  validation loss %.4f", step, self._num_steps, loss)
+        logger.info("%s  validation loss %.4f", _position(step, self._num_steps), loss)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """The first question and what is answered, on one line."""
         for sample in samples[:1]:
-            question, answer = (" ".join(text.split()) for text in (sample.question, sample.answer))
-            logger.info("step %d/%d  %s -> %s", step, self._num_steps, question, answer or "(empty 空)")
+            question, answer = (" ".join(harmless(text).split()) for text in (sample.question, sample.answer))
+            where = _position(step, self._num_steps)
+            logger.info("%s  sample: %s -> %s", where, question, answer or "(empty 空)")
 
     def checkpoint(self, save: Save) -> None:
         """A line with the size of a checkpoint and the time it took."""
@@ -94,7 +97,7 @@ class Console(Sink):
     def finish(self, summary: Summary) -> None:
         """A few lines with what came of it."""
         for name, value in summary_lines(summary):
-            logger.info("%-16s %s", name, value)
+            logger.info("%-16s %s", name, value, extra={IN_THE_BAR: True})
 
 
 def summary_lines(summary: Summary) -> list[tuple[str, str]]:
@@ -114,107 +117,3 @@ def summary_lines(summary: Summary) -> list[tuple[str, str]]:
         if last.host_memory_gb is not None:
             lines.append(("memory", f"{gpu}{last.host_memory_gb:.1f} GB of a host for each rank"))
     return lines
-
-
-class Terminal(Sink):
-    """A bar at the foot of a terminal with the figures of the last report; other lines pass above it.
-
-    The lines of the steps go to `log_file` only, which gets everything that is logged.
-    """
-
-    def __init__(self, lines: Console, num_steps: int, start_step: int, log_file: Path) -> None:
-        self._lines = lines
-        self._log = logging.getLogger("medsft")
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = logging.FileHandler(log_file, encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self._on_terminal = [
-            handler for handler in self._log.handlers if getattr(handler, "stream", None) is sys.stdout
-        ]
-        for handler in self._on_terminal:
-            handler.addFilter(_is_for_the_terminal)
-        self._log.addHandler(self._file)
-        self._bar = _bar()
-        self._task = self._bar.add_task(
-            "training", total=num_steps, completed=start_step, figures="", left=""
-        )
-        self._is_moving = False
-
-    def train(self, metrics: Metrics) -> None:
-        """Moves the bar, which appears with the first report."""
-        if not self._is_moving:
-            self._is_moving = True
-            self._bar.start()
-            for handler in self._on_terminal:  # sys.stdout now writes above the bar
-                handler.setStream(sys.stdout)
-        mfu = "" if metrics.mfu is None else f"  MFU {metrics.mfu:.1%}"
-        self._bar.update(
-            self._task,
-            completed=metrics.step,
-            figures=f"loss {metrics.loss:.4f}  {metrics.tokens_per_s:,.0f} tokens/s{mfu}",
-            left=duration(self._lines.seconds_left(metrics.step)),
-        )
-        self._lines.train(metrics)
-
-    def validation(self, step: int, loss: float) -> None:
-        """A line with the validation loss."""
-        self._lines.validation(step, loss)
-
-    def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """The first question and what is answered, on one line."""
-        self._lines.samples(step, samples)
-
-    def checkpoint(self, save: Save) -> None:
-        """A line with the size of a checkpoint and the time it took."""
-        self._lines.checkpoint(save)
-
-    def rest(self) -> None:
-        """Leaves the bar as it stands; the terminal has its cursor again."""
-        if self._is_moving:
-            self._is_moving = False
-            self._bar.stop()
-            for handler in self._on_terminal:
-                handler.setStream(sys.stdout)
-
-    def finish(self, summary: Summary) -> None:
-        """A table with what came of it; the lines go to the file."""
-        from rich.console import Console as Rich
-        from rich.table import Table
-
-        table = Table(show_header=False, title="finished 训练完成", title_justify="left")
-        for name, value in summary_lines(summary):
-            table.add_row(name, value)
-            logger.info("%-16s %s", name, value, extra={FOR_THE_FILE: True})
-        Rich(file=sys.stdout).print(table)
-
-    def close(self) -> None:
-        """Ends the log file."""
-        self.rest()
-        self._log.removeHandler(self._file)
-        self._file.close()
-        for handler in self._on_terminal:
-            handler.removeFilter(_is_for_the_terminal)
-
-
-def open_console(num_steps: int, start_step: int, log_file: Path) -> Sink:
-    """What a person sees: a bar on a terminal, else lines."""
-    lines = Console(num_steps, start_step)
-    return Terminal(lines, num_steps, start_step, log_file) if sys.stdout.isatty() else lines
-
-
-def _is_for_the_terminal(record: logging.LogRecord) -> bool:
-    return not getattr(record, FOR_THE_FILE, False)
-
-
-def _bar() -> Progress:
-    from rich.console import Console as Rich
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("[bold]step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[figures]}"),
-        TextColumn("left {task.fields[left]}", style="dim"),
-    )
-    return Progress(*columns, console=Rich(file=sys.stdout), expand=True, refresh_per_second=4)

@@ -21,14 +21,12 @@ EXPLODED_TIMES = 20.0
 """A gradient norm so many times the usual one is an explosion."""
 PLATEAU_NATS = 0.01
 """A loss that moves less than this over a window ..."""
+PLATEAU_LOSS = 4.0
+"""... and is still above this has learned nothing: an untrained head stands at ln(vocabulary), 11.8."""
 STRAGGLER_TIMES = 1.3
 """A rank that works so many times longer than the median ..."""
 STRAGGLER_REPORTS = 5
 """... and is the slowest in so many reports in a row, holds all others up."""
-PLATEAU_LOSS = 4.0
-"""... and is still above this has learned nothing: an untrained head stands at ln(vocabulary), 11.8."""
-
-
 KNOWN_RATES = (5e-5, 1e-4)
 """Peak learning rates that full fine-tunings of ChatGLM-6B were published with: Med-ChatGLM's
 (https://github.com/SCIR-HI/Med-ChatGLM) and THUDM's script (https://github.com/THUDM/ChatGLM-6B, ptuning)."""

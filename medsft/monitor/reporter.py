@@ -1,19 +1,25 @@
-"""Hands every report of a run to the file, TensorBoard and the console at once."""
+"""Hands every report of a run to the file, TensorBoard, the console and others at once."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
+from types import TracebackType
 from typing import Self
 
-from medsft.monitor.console import open_console
+from medsft.monitor.bar import Bar, can_show_a_bar
+from medsft.monitor.console import Console
 from medsft.monitor.health import Health, ModelFacts
+from medsft.monitor.log_file import LogFile
 from medsft.monitor.metrics import Metrics, Save, Start
 from medsft.monitor.metrics_file import MetricsFile
 from medsft.monitor.sink import Sample, Sink, Summary
 from medsft.monitor.tensorboard import TensorBoard
+from medsft.monitor.trackers import TRACKERS
+from medsft.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +44,25 @@ class Reporter:
                 if sink not in self._failed:
                     self._failed.add(sink)
                     name = type(sink).__name__
-                    fault = str(error) or type(error).__name__
-                    logger.warning("%s cannot write (%s); the training goes on without it", name, fault)
+                    logger.warning(
+                        "%s cannot write (%s); the training goes on without it", name, _fault(error)
+                    )
 
     def start(self, start: Start) -> None:
         """A process begins."""
         self._each(lambda sink: sink.start(start))
 
-    def text(self, tag: str, text: str) -> None:
-        """A text about the run as a whole, in Markdown."""
-        self._each(lambda sink: sink.text(tag, text))
+    def texts(self, make: Callable[[], Mapping[str, str]]) -> None:
+        """Texts about the run as a whole, in Markdown under names; made only where somebody takes them up."""
+        if not self._sinks:
+            return
+        try:
+            texts = make()
+        except Exception as error:  # no more than any other report is it worth a training
+            logger.warning("the texts for TensorBoard cannot be made (%s)", _fault(error))
+            return
+        for name, text in texts.items():
+            self._each(lambda sink, name=name, text=text: sink.text(name, text))
 
     def train(self, metrics: Metrics) -> None:
         """Figures of a logged step."""
@@ -86,33 +101,49 @@ class Reporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The steps are over; unless they ended as planned, so are the reports."""
         self.rest()
+        if kind is not None:
+            self.close()
 
 
 def open_reporter(
-    metrics_file: Path,
-    tensorboard: Path,
-    log_file: Path,
+    folder: RunFolder,
     num_steps: int,
     speaks: bool,
     start_step: int = 0,
     model: ModelFacts | None = None,
+    trackers: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
 ) -> Reporter:
     """All sinks for the rank that speaks, none for the others; one that cannot be opened is left out.
 
     `start_step` is the number of steps done before this process: what stands there of later ones goes.
+    `trackers` are names of `TRACKERS`, which are told the run's `flags`.
     """
-    openers: Mapping[str, Callable[[], Sink]] = {
-        "metrics.jsonl": lambda: MetricsFile(metrics_file, start_step),
-        "TensorBoard": lambda: TensorBoard(tensorboard, start_step),
-        "console": lambda: open_console(num_steps, start_step, log_file),
-        "health": lambda: Health(model),
+    openers: dict[str, Callable[[], Sink]] = {
+        "metrics.jsonl": lambda: MetricsFile(folder.metrics, start_step),
+        "TensorBoard": lambda: TensorBoard(folder.tensorboard, start_step),
+        "the console": lambda: Console(num_steps, start_step),
+        "the health guard": lambda: Health(model),
     }
+    for name in trackers:
+        openers[name] = partial(TRACKERS[name], folder, flags or {})
+    if sys.stdout.isatty():
+        openers["logs/terminal.log"] = lambda: LogFile(folder.path / "logs" / "terminal.log")
+    if can_show_a_bar():
+        openers["the bar"] = lambda: Bar(num_steps, start_step)
     sinks = []
     for name, opener in openers.items() if speaks else ():
         try:
             sinks.append(opener())
         except Exception as error:  # a report that cannot be written is no reason not to train
-            logger.warning("%s cannot be written (%s); the training goes on without it", name, error)
+            logger.warning("%s cannot be opened (%s); the training goes on without it", name, _fault(error))
     return Reporter(sinks)
+
+
+def _fault(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsft.monitor.console import duration
-from medsft.monitor.run import Record, Run, is_number
+from medsft.monitor.run import Run, is_number
+from medsft.monitor.run_tables import evaluation_tables, setting_tables, told_tables
 from medsft.pages.line_chart import Chart, Series, colour_of, line_chart
 from medsft.pages.page import render, shown
 
@@ -66,15 +67,6 @@ _SUMMARY = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table: cells as they are shown, the first row being the head; or pairs of name and value."""
-
-    title: str
-    rows: Sequence[Sequence[str]]
-    has_head: bool = False
-
-
 def run_page(runs: Sequence[Run]) -> str:
     """The whole page; runs are drawn into the same charts."""
     colours = [colour_of(number) for number in range(len(runs))]
@@ -91,7 +83,8 @@ def run_page(runs: Sequence[Run]) -> str:
         damaged=[(run.name, _numbers(run.damaged)) for run in runs if run.damaged],
         progress=progress,
         groups={title: charts for title, charts in groups.items() if charts},
-        tables=[(run.name, _tables(run)) for run in runs],
+        evaluations=evaluation_tables(runs),
+        tables=[(run.name, [*told_tables(run), *setting_tables(run)]) for run in runs],
     )
 
 
@@ -154,57 +147,6 @@ def _summary(runs: Sequence[Run]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _tables(run: Run) -> list[Table]:
-    """Evaluation, data, configuration of one run."""
-    facts = dict(run.description)
-    parts = {
-        name: facts.pop(name, None) for name in ("data", "validation_data", "flags", "deepspeed", "versions")
-    }
-    tables = [
-        table
-        for name, found in run.evaluations.items()
-        for table in _nested(f"Evaluation 评测: {name}", found)
-    ]
-    tables += _nested("Run 训练", facts)
-    for name, title in (
-        ("data", "Training data 训练数据"),
-        ("validation_data", "Validation data 验证数据"),
-        ("flags", "Flags 参数"),
-        ("deepspeed", "DeepSpeed"),
-        ("versions", "Versions 版本"),
-    ):
-        part = parts[name]
-        tables += _nested(title, part) if isinstance(part, dict) else []
-    return tables
-
-
-def _nested(title: str, values: Record) -> list[Table]:
-    """An object as tables: plain values as pairs, a list of objects as a table of its own."""
-    plain = [[name, shown(value)] for name, value in _flat(values) if not _is_list_of_objects(value)]
-    tables = [Table(title, plain)] if plain else []
-    for name, value in _flat(values):
-        if _is_list_of_objects(value):
-            names = list(dict.fromkeys(key for item in value for key in item))
-            rows = [names, *([shown(item.get(key)) for key in names] for item in value)]
-            tables.append(Table(f"{title}: {name}", rows, has_head=True))
-    return tables
-
-
-def _flat(values: Record, before: str = "") -> list[tuple[str, object]]:
-    """Name and value, those of objects inside under `outer.inner`."""
-    flat: list[tuple[str, object]] = []
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat += _flat(value, f"{before}{name}.")
-        else:
-            flat.append((f"{before}{name}", value))
-    return flat
-
-
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _numbers(numbers: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 
@@ -70,6 +70,40 @@ LAYOUT = {
 }
 
 
+def points(metrics: Metrics) -> dict[str, float]:
+    """Tag -> value of all figures that there are."""
+    return {tag: value for name, tag in TAGS.items() if (value := getattr(metrics, name)) is not None}
+
+
+def save_points(save: Save) -> dict[str, float]:
+    """Tag -> value of what a checkpoint cost; size in 10⁹ bytes."""
+    return {
+        "checkpoint/stall_s": save.stall_s,
+        "checkpoint/write_s": save.write_s,
+        "checkpoint/size_gb": save.num_bytes / 1e9,
+    }
+
+
+def final_points(summary: Summary) -> dict[str, float]:
+    """Tag -> value of what runs are compared by in the end; figures that there are none of are left out."""
+    last = summary.last
+    found = {
+        "hparam/train_loss": last and last.loss,
+        "hparam/best_validation_loss": summary.best_loss,
+        "hparam/tokens_per_s": last and last.tokens_per_s,
+        "hparam/mfu": last and last.mfu,
+    }
+    return {tag: value for tag, value in found.items() if value is not None}
+
+
+def plain_flags(flags: Mapping[str, object]) -> dict[str, bool | int | float | str]:
+    """Flags with lists and None written out, as trackers take them."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in flags.items()
+    }
+
+
 def verbatim(text: str) -> str:
     """Text as Markdown that shows it letter by letter."""
     return indent(text, " " * 4)
@@ -96,23 +130,15 @@ class TensorBoard(Sink):
 
     def train(self, metrics: Metrics) -> None:
         """One point of every train curve that has a value."""
-        for name, tag in TAGS.items():
-            value = getattr(metrics, name)
-            if value is not None:
-                self._writer.add_scalar(tag, value, metrics.step)
-        self._writer.flush()
+        self._scalars(points(metrics), metrics.step)
 
     def validation(self, step: int, loss: float) -> None:
         """One point of the validation curve."""
-        self._writer.add_scalar("loss/validation", loss, step)
-        self._writer.flush()
+        self._scalars({"loss/validation": loss}, step)
 
     def checkpoint(self, save: Save) -> None:
         """One point of each checkpoint curve."""
-        self._writer.add_scalar("checkpoint/stall_s", save.stall_s, save.step)
-        self._writer.add_scalar("checkpoint/write_s", save.write_s, save.step)
-        self._writer.add_scalar("checkpoint/size_gb", save.num_bytes / 1e9, save.step)
-        self._writer.flush()
+        self._scalars(save_points(save), save.step)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         """A card of each question, with what was answered at every such step."""
@@ -124,22 +150,15 @@ class TensorBoard(Sink):
 
     def finish(self, summary: Summary) -> None:
         """The page of hyperparameters: all flags, with the figures at the end."""
-        plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in summary.flags.items()
-        }
-        last = summary.last
-        found = {
-            "hparam/train_loss": last and last.loss,
-            "hparam/best_validation_loss": summary.best_loss,
-            "hparam/tokens_per_s": last and last.tokens_per_s,
-            "hparam/mfu": last and last.mfu,
-        }
-        known = {name: value for name, value in found.items() if value is not None}
-        for record in hparams(plain, known):
+        known = final_points(summary)
+        for record in hparams(plain_flags(summary.flags), known):
             self._writer.file_writer.add_summary(record)
-        for name, value in known.items():
-            self._writer.add_scalar(name, value, summary.steps)
+        self._scalars(known, summary.steps)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
 
     def close(self) -> None:
         """Writes what is left and closes the file."""

@@ -39,6 +39,8 @@ class Browser:
         os.close(commands_out)
         os.close(answers_in)
         self._rest = b""
+        self.complaints: list[str] = []
+        """Errors that pages have logged since `Log.enable` and `Runtime.enable` were called."""
         self._number = 0
         self._session: str | None = None
         targets = self.call("Target.getTargets")["targetInfos"]
@@ -63,6 +65,7 @@ class Browser:
                 self._rest += more
             answer, _, self._rest = self._rest.partition(b"\0")
             told = json.loads(answer)
+            self.complaints += _complaints(told)
             if told.get("id") == self._number:
                 assert "error" not in told, told["error"]
                 return told["result"]
@@ -99,3 +102,15 @@ class Browser:
         self._process.wait(20)
         os.close(self._commands)
         os.close(self._answers)
+
+
+def _complaints(event: dict[str, Any]) -> list[str]:
+    """What an event says of a fault in the page: an error logged, or an exception."""
+    method, params = event.get("method"), event.get("params", {})
+    if method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+        return [params["entry"]["text"]]
+    if method == "Runtime.exceptionThrown":
+        return [str(params["exceptionDetails"])]
+    if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+        return [str(params["args"])]
+    return []

@@ -1,5 +1,6 @@
 """The demo is a user's first five minutes; it must end with a model that has learnt."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,14 @@ def test_the_demo_ends_with_exact_answers(tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "exact answers" in result.stdout
+    scores = json.loads((out / "run" / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))[
+        "scores"
+    ]
+    assert scores["exact"] >= 80
+    comparison = (out / "before-after.html").read_text(encoding="utf-8")
+    report = (out / "run" / "report.html").read_text(encoding="utf-8")
+    assert "心" in comparison and "<svg" in report
+    assert "scores.exact" in report and "Samples" in report and "302" in report
     assert (out / "run" / "DONE").exists()
     steps = sorted(path.name for path in (out / "run" / "checkpoints").glob("step-*"))
     assert steps == ["step-00000400", "step-00000472"]

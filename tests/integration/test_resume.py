@@ -13,6 +13,7 @@ import pytest
 import torch
 from runs import REPOSITORY, launch, ranks_of, read_metrics, running, wait_for_step
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NUM_STEPS = 14
 SAVE_STEPS = 4
@@ -96,7 +97,9 @@ def assert_same_run(out, reference):
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_bit_for_bit(precision, whole, toy_model, instruction_file, tmp_path):
     out = tmp_path / "杀掉 run"
-    arguments = flags(toy_model, instruction_file, out, deepspeed=PRECISIONS[precision])
+    # The other run asks its model nothing meanwhile: samples change no bit.
+    more = {"deepspeed": PRECISIONS[precision], "sample_steps": NUM_STEPS // 2}
+    arguments = flags(toy_model, instruction_file, out, **more)
     chance = random.Random(precision)
     with running(arguments, tmp_path / "log", ranks=2) as process:
         wait_for_step(out, chance.randint(SAVE_STEPS + 1, NUM_STEPS - 3), process)
@@ -105,6 +108,11 @@ def test_a_killed_run_goes_on_bit_for_bit(precision, whole, toy_model, instructi
     assert not (out / "DONE").exists()
     finish(arguments, 2, "going on from")
     assert_same_run(out, whole(precision))
+    assert [line["step"] for line in read_metrics(out, "samples")] == [NUM_STEPS // 2, NUM_STEPS]
+    events = EventAccumulator(str(out / "tensorboard"), purge_orphaned_data=True).Reload()
+    shown = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert shown["loss/train"] == list(range(1, NUM_STEPS + 1))
+    assert all(steps == sorted(set(steps)) for steps in shown.values()), shown
 
 
 @pytest.mark.parametrize(
@@ -244,22 +252,26 @@ def test_a_stop_file_ends_the_run_and_is_gone(toy_model, instruction_file, tmp_p
     assert checkpoint_steps(out) == [max(curve(out))]
 
 
-def test_retention_and_what_a_checkpoint_says_of_itself(toy_model, instruction_file, tmp_path):
+def test_retention_early_stopping_and_what_a_checkpoint_says_of_itself(toy_model, instruction_file, tmp_path):
     out = tmp_path / "run"
+    # After the first, no validation loss is lower by so much: the third ends the run.
     arguments = flags(
         toy_model, instruction_file, out, save_steps=1, keep_every_steps=5, save_total_limit=1,
-        validation_file=instruction_file, eval_steps=3, max_steps=8,
+        validation_file=instruction_file, eval_steps=3, max_steps=20,
+        early_stopping_patience=2, early_stopping_threshold=100,
     )  # fmt: skip
-    finish(arguments, 1, launcher="python")
+    finish(arguments, 1, "the training ends here", "at best, after step", launcher="python")
+    assert json.loads((out / "DONE").read_text())["step"] == 9
     losses = {record["step"]: record["loss"] for record in read_metrics(out, "validation")}
     best = min((loss, step) for step, loss in losses.items())[1]
-    assert checkpoint_steps(out) == sorted({5, 8, best})
+    assert list(losses) == [3, 6, 9]
+    assert checkpoint_steps(out) == sorted({5, 9, best})
     manifest = json.loads((out / "checkpoints" / "step-00000005" / "manifest.json").read_text())
     assert manifest["step"] == manifest["adam_step"] == 5
     assert manifest["examples_seen"] == 40 and manifest["epoch"] == pytest.approx(40 / 512)
     assert manifest["validation"] == {"step": 3, "loss": losses[3]}
     saves = read_metrics(out, "checkpoint")
-    assert [save["step"] for save in saves] == list(range(1, 9))
+    assert [save["step"] for save in saves] == list(range(1, 10))
     assert all(save["num_bytes"] > 0 and save["stall_s"] >= 0 for save in saves)
 
 

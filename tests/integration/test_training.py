@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,9 @@ import torch
 from runs import launch, read_metrics, running, wait_for_step
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import medsft.chatglm  # noqa: F401  registers ChatGLM
@@ -32,7 +36,8 @@ def finished_run(toy_model, instruction_file, tmp_path_factory):
         f"model_name_or_path: {json.dumps(str(toy_model))}\n"
         f"train_file: [{json.dumps(str(instruction_file))}]\n"
         "learning_rate: 2.0e-3\nlr_scheduler_type: cosine\nmax_train_samples: 100\nglobal_batch_size: 25\n"
-        "save_strategy: steps\nsave_steps: 5\nmax_shard_size: 200KB\nlogging_steps: 3\nweight_decay: 0.01\n",
+        "save_strategy: steps\nsave_steps: 5\nmax_shard_size: 200KB\nlogging_steps: 3\nweight_decay: 0.01\n"
+        f"sample_steps: {NUM_STEPS}\n",
         encoding="utf-8",
     )
     flags = ["--config", str(settings), "--output_dir", str(run), "--deepspeed", "ds_configs/zero3.json"]
@@ -47,9 +52,11 @@ def test_the_console_shows_what_is_supervised_and_one_line_a_report(finished_run
     lines = output.splitlines()
     assert sum(line.startswith("context ") for line in lines) == 1
     assert sum(line.startswith("supervised ") for line in lines) == 1
-    reports = [line for line in lines if line.startswith("step ") and "loss" in line]
+    reports = [line for line in lines if line.startswith("step ") and "  loss " in line]
     assert len(reports) == NUM_STEPS // 3
     assert all("tokens/s" in line and "left 0:" in line for line in reports)
+    assert any(line.startswith("training loss ") for line in lines)
+    assert any(line.startswith(f"step {NUM_STEPS}/{NUM_STEPS}  sample: ") for line in lines)
     saves = [line for line in lines if "checkpoint written: " in line]
     assert [line.split("/")[0].split()[-1] for line in saves] == ["5", "10", "12"]
     assert all("training waited" in line and "MB/s" in line for line in saves)
@@ -86,6 +93,30 @@ def test_tensorboard_has_the_same_points(finished_run):
         points = [(event.step, event.value) for event in events.Scalars(f"checkpoint/{name}")]
         saves = read_metrics(run, "checkpoint")
         assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in saves]
+
+
+def test_tensorboard_has_the_texts_and_the_hyperparameters(finished_run):
+    run, *_ = finished_run
+    events = PluginEventAccumulator(str(run / "tensorboard")).Reload()
+    texts = {
+        tag.removesuffix("/text_summary"): events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in events.PluginTagToContent("text")
+    }
+    assert "| `learning_rate` | `0.002` |" in texts["run/flags"]
+    assert '"stage": 3' in texts["run/deepspeed"]
+    assert f"{NUM_STEPS} steps of 25 examples" in texts["run/plan"]
+    assert f"| 1 | {socket.gethostname()} |" in texts["run/ranks"]
+    assert "100 examples" in texts["data/summary"]
+    assert "8 of 25 examples" in texts["data/first batch"] and "supervised (" in texts["data/first batch"]
+    (line,) = read_metrics(run, "samples")
+    assert line["step"] == NUM_STEPS
+    for number, sample in enumerate(line["samples"], start=1):
+        card = texts[f"samples/question {number}"]
+        assert all(part in card for text in sample.values() for part in text.split("\n"))
+    assert [bool(sample["expected"]) for sample in line["samples"]] == [True, True, False, False]
+    assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
+    (loss,) = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("hparam/train_loss")
+    assert (loss.step, loss.value) == (NUM_STEPS, pytest.approx(read_metrics(run)[-1]["loss"], rel=1e-6))
 
 
 def test_the_run_describes_itself(finished_run, toy_model):

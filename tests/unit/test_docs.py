@@ -270,7 +270,7 @@ def test_what_is_told_of_a_checkpoint(tmp_path):
     record = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"))
     rows = table_under("docs/training.md", "field of a checkpoint")
     assert {unquoted(row[0]) for row in rows} == record.keys() - {"kind", "time"}
-    assert record["kind"] == "checkpoint" and "start, train, validation or checkpoint" in read(
+    assert record["kind"] == "checkpoint" and "start, train, validation, samples or checkpoint" in read(
         "docs/training.md"
     )
     events = EventAccumulator(str(tmp_path)).Reload()

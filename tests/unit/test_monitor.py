@@ -17,12 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as ServerEventAccumulator,
 )
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from medsft.monitor.console import duration, save_line, seconds_left, step_line
+from medsft.monitor.console import Console, duration, save_line, seconds_left, step_line, summary_lines
 from medsft.monitor.metrics import Figures, Hardware, Metrics, Save
 from medsft.monitor.metrics_file import MetricsFile
 from medsft.monitor.reporter import Reporter, open_reporter
+from medsft.monitor.sink import Sample, Summary
 from medsft.monitor.tensorboard import TAGS, TensorBoard
+from medsft.run_folder import RunFolder
 
 METRICS = Metrics(
     step=3,
@@ -163,10 +166,8 @@ FRESH.set_forkserver_preload(["medsft.monitor.reporter"])
 
 
 def report_steps(folder: Path, start_step: int, last: int) -> None:
-    reporter = open_reporter(
-        folder / "metrics.jsonl", folder / "tensorboard", folder / "log", 100, True, start_step
-    )
-    reporter.text("first example", "病")
+    reporter = open_reporter(RunFolder(folder), 100, True, start_step)
+    reporter.texts(lambda: {"first example": "病"})
     for step in range(start_step + 1, last + 1):
         reporter.train(replace(METRICS, step=step, loss=float(start_step)))
         reporter.validation(step, 2.5)
@@ -238,9 +239,8 @@ def test_a_run_that_goes_on_in_another_folder_has_its_texts_there(tmp_path):
 
 
 def test_only_the_rank_that_speaks_writes(tmp_path):
-    reporter = open_reporter(
-        tmp_path / "metrics.jsonl", tmp_path / "tensorboard", tmp_path / "log", 10, speaks=False
-    )
+    reporter = open_reporter(RunFolder(tmp_path), 10, speaks=False)
+    reporter.texts(lambda: {"nobody": 1 / 0})
     reporter.train(METRICS)
     reporter.checkpoint(SAVE)
     reporter.close()
@@ -275,6 +275,19 @@ def test_the_console_says_what_a_checkpoint_cost():
     assert save_line(Save(5, 0.0012, 0.25, 3_300_000), num_steps=10) == (
         "step  5/10  checkpoint written: 3.3 MB, training waited 0.00 s, written in 0.2 s (13.20 MB/s)"
     )
+
+
+def test_the_summary_leaves_out_what_there_is_none_of():
+    lines = dict(summary_lines(Summary(1234, 3661.0, 1.25, 800, METRICS, {})))
+    assert lines == {
+        "steps": "1,234",
+        "time": "1:01:01",
+        "training loss": "2.2500",
+        "validation loss": "1.2500 at best, after step 800",
+        "speed": "1,234 tokens/s, MFU 32.5%",
+        "memory": "55.0 GB of a GPU, 12.5 GB of a host for each rank",
+    }
+    assert [name for name, _ in summary_lines(Summary(0, 1.0, None, None, None, {}))] == ["steps", "time"]
 
 
 def test_durations_read_as_clock_time():
@@ -436,6 +449,94 @@ def test_the_time_before_a_stop_counts_and_the_pause_does_not():
     metrics = figures.report(1, 0.1, 1e-3, 1.0, State())
     assert metrics.step_time_s >= 1000.0
     assert metrics.tokens_per_s == pytest.approx(8 / metrics.step_time_s)
+
+
+def hyperparameters(folder: Path) -> dict[str, object]:
+    """What TensorBoard's page HParams reads of a run: its flags."""
+    events = ServerEventAccumulator(str(folder)).Reload()
+    data = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    flags = HParamsPluginData.FromString(data).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in flags.items()}
+
+
+def test_the_end_of_a_run_is_compared_by_its_hyperparameters(tmp_path):
+    flags = {"learning_rate": 1e-4, "packing": True, "train_file": ["a", "b"], "warmup_steps": None}
+    board = TensorBoard(tmp_path)
+    board.finish(Summary(12, 60.0, 1.25, 8, METRICS, flags))
+    board.finish(Summary(12, 60.0, None, None, None, flags))  # nothing was reported: no figures
+    board.close()
+    written = {"learning_rate": 1e-4, "packing": True, "train_file": "['a', 'b']", "warmup_steps": "None"}
+    assert hyperparameters(tmp_path) == written
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {tag: [(p.step, p.value) for p in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found == {
+        "hparam/train_loss": [(12, 2.25)],
+        "hparam/best_validation_loss": [(12, 1.25)],
+        "hparam/tokens_per_s": [(12, 1234.5)],
+        "hparam/mfu": [(12, pytest.approx(0.325))],
+    }
+
+
+def test_samples_are_cards_of_their_questions_and_lines_of_the_file(tmp_path):
+    samples = [Sample("**头痛**", "<b>x</b>", "去医院"), Sample("北京", "", "")]
+    board, file = TensorBoard(tmp_path / "t"), MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (10, 20):
+        board.samples(step, samples)
+        file.samples(step, samples)
+    board.close()
+    file.close()
+    events = ServerEventAccumulator(str(tmp_path / "t")).Reload()
+    cards = events.Tensors("samples/question 1/text_summary")
+    assert [card.step for card in cards] == [10, 20]
+    # Indented by four: Markdown shows it as it is.
+    text = cards[0].tensor_proto.string_val[0].decode()
+    assert "    **头痛**" in text and "    <b>x</b>" in text and "    去医院" in text
+    assert (
+        "expected"
+        not in events.Tensors("samples/question 2/text_summary")[0].tensor_proto.string_val[0].decode()
+    )
+    first, _ = read_lines(tmp_path / "metrics.jsonl")
+    assert (first["kind"], first["step"], first["samples"]) == (
+        "samples",
+        10,
+        [asdict(one) for one in samples],
+    )
+
+
+def test_texts_that_cannot_be_made_stop_no_training(tmp_path, caplog):
+    reporter = open_reporter(RunFolder(tmp_path), 10, True)
+    with caplog.at_level("WARNING", logger="medsft"):
+        reporter.texts(lambda: {"first example": str(1 / 0)})
+        reporter.train(METRICS)
+    assert "the texts for TensorBoard cannot be made (division by zero)" in caplog.text
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_place_that_cannot_be_opened_is_left_out(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("in the way", encoding="utf-8")
+    with caplog.at_level("WARNING", logger="medsft"):
+        with open_reporter(RunFolder(tmp_path), 10, True) as reporter:
+            reporter.train(METRICS)
+            reporter.validation(3, 1.0)
+        reporter.finish(10, 1.0, 3, {})
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("TensorBoard cannot be opened (") and "training goes on" in warning
+    assert [line["kind"] for line in read_lines(tmp_path / "metrics.jsonl")] == ["train", "validation"]
+
+
+def test_reports_end_with_a_run_that_is_stopped(tmp_path):
+    closed = []
+
+    class Place(Console):
+        def close(self) -> None:
+            closed.append(True)
+
+    with Reporter([Place(10)]):
+        pass
+    assert not closed  # the end is still to be told
+    with pytest.raises(KeyboardInterrupt), Reporter([Place(10)]):
+        raise KeyboardInterrupt
+    assert closed == [True]
 
 
 def test_a_full_disk_stops_no_training_and_is_told_once(tmp_path, caplog):

@@ -3,12 +3,15 @@
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medsft.monitor.health import STRAGGLER_REPORTS, WINDOW, Health
-from medsft.monitor.metrics import Metrics
+from medsft import samples
+from medsft.monitor import health
+from medsft.monitor.health import STRAGGLER_REPORTS, WINDOW, Health, ModelFacts
+from medsft.monitor.metrics import Metrics, Start
 from medsft.monitor.reporter import Reporter
 from medsft.monitor.tensorboard import LAYOUT, TAGS, TensorBoard
 
@@ -66,6 +69,24 @@ def test_a_rank_that_holds_the_others_up_is_named_once(caplog):
     assert warning.startswith(f"step {11 + STRAGGLER_REPORTS}: rank 3 on host node-7 needs 0.7 s")
 
 
+@pytest.mark.parametrize(
+    ("num_parameters", "rate", "said"),
+    [
+        (6e9, 2e-2, "P-tuning"),
+        (6e9, 1e-7, "next to nothing is learned"),
+        (6e9, 2e-5, None),
+        (1e6, 2e-2, None),
+    ],
+)
+def test_a_rate_far_out_is_told_before_the_first_step(num_parameters, rate, said, caplog):
+    with caplog.at_level(logging.WARNING):
+        Health(ModelFacts(int(num_parameters), rate)).start(Start(0, 8))
+    warnings = [record.getMessage() for record in caplog.records]
+    assert [said in warning and f"--learning_rate {rate:g}" in warning for warning in warnings] == (
+        [True] if said else []
+    )
+
+
 def test_a_skipped_stretch_is_no_trouble(caplog):
     assert warnings(caplog, [math.nan] * 30, [math.inf] * 30) == []
 
@@ -89,3 +110,22 @@ def test_the_layout_names_curves_that_are_written(tmp_path):
     TensorBoard(tmp_path).close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert "custom_scalars__config__" in events.Tags()["tensors"]
+
+
+def test_the_document_quotes_the_limits():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    words = " ".join(text.split())
+    for part in (
+        f"over {WINDOW} reports the loss stays more than {health.DIVERGED_NATS:g} nat above",
+        f"more than {health.EXPLODED_TIMES:g} times the median of the last {WINDOW}",
+        f"still within {health.PLATEAU_NATS:g} nats, above {health.PLATEAU_LOSS:g}",
+        f"slowest in {STRAGGLER_REPORTS} reports in a row, each by more than {health.STRAGGLER_TIMES} times",
+        "outside {:g} to {:g}".format(*health.FAR_RATES),
+        "used {:g} to {:g}".format(*health.KNOWN_RATES),
+        f"at most {samples.MAX_NEW_TOKENS} tokens",
+        f"some {samples.MAX_NEW_TOKENS} forward passes",
+    ):
+        assert part in words, part
+    assert samples.NUM_FROM_DATA == 2 and "the first two of the validation data" in words
+    groups = {tag.split("/")[0] for tag in TAGS.values()} | {"checkpoint", "hparam"}
+    assert {name for name in groups if f"| `{name}` |" in text} == groups
