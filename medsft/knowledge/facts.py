@@ -32,10 +32,7 @@ from medsft.knowledge.relations import (
     SYMPTOMS,
 )
 from medsft.knowledge.templates import Templates
-
-_YES = re.compile(r"(?:是的|对|会|可以|有|能|需要|是)[，。,]")
-_NO = re.compile(r"(?:一般)?(?:不[，。,]|不[是会能应用可]|没有|否|并非)")
-
+from medsft.knowledge.verdict import NO, verdict
 
 # Kinds of facts whose values are looked for in free text, and the kind that each belongs to.
 _FREE_TEXT = {
@@ -137,7 +134,7 @@ class FactCheck:
     ) -> Fault | None:
         # Only what the graph has can be denied wrongly; what it lacks may still be true.
         true = [value for value in asked if value in own]
-        if len(true) == len(asked) == 1 and _NO.match(answer.strip()) and not _YES.match(answer.strip()):
+        if len(true) == len(asked) == 1 and verdict(answer) == NO:
             return Fault("contradicts the graph", f"denies that {true[0]} is {relation} of {entity}")
         return None
 

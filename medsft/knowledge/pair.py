@@ -22,7 +22,8 @@ class Pair:
         entities: names of what it is about; a split keeps all pairs of an entity together.
         relations: relations that it asks about.
         template: which phrasings it is made of, or which prompt.
-        facts: (relation, values) of the entity that it asks for, all that the graph has; for judging answers.
+        facts: what it asks for, for judging answers: (relation, values), all that the graph has; entities
+            stand under `NAME_FIELD`, yes or no under `VERDICT`. Empty where it cannot be told so.
     """
 
     question: str

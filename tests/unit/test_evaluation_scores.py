@@ -1,5 +1,8 @@
 """Scores against numbers worked out by hand, facts among them."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from medsft.evaluation.fact_match import FactMatch
@@ -7,6 +10,7 @@ from medsft.evaluation.match import same_answer
 from medsft.evaluation.question_set import Question, read_questions
 from medsft.evaluation.scores import mean_scores, score_answer
 from medsft.knowledge.graph import SAMPLE_GRAPH
+from medsft.knowledge.pairs import KINDS
 from medsft.knowledge.split import write_split
 
 REFERENCE = "偏头痛应到神经内科就诊。"
@@ -96,11 +100,51 @@ def test_facts_count_where_there_are_any():
     assert scores.facts == pytest.approx(100 * (2 / 4 + 1) / 2)
 
 
+CANDIDATES = Question(
+    "出现贫血和皮疹，要考虑哪些疾病？",
+    "要考虑麻疹或水痘，建议到感染科就诊。",
+    entities=("麻疹", "水痘"),
+    facts={"中心词": ("麻疹", "水痘"), "所属科室": ("感染科",)},
+)
+ANAEMIA = Question("谁会乏力？", "见于贫血。", entities=("贫血",), facts={"中心词": ("贫血",)})
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("麻疹或水痘，去感染科。", 1.0),
+        ("贫血和皮疹见于麻疹、水痘，去感染科。", 1.0),  # the question said it
+        ("水痘，去感染科。", 2 * 2 / (3 + 2)),
+        ("感染科。", 2 * 1 / (3 + 1)),
+    ],
+)
+def test_entities_may_be_the_answer(answer, score):
+    assert FactMatch([CANDIDATES, ANAEMIA]).score(CANDIDATES, answer) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"), [("是的。", 1.0), ("一般不会，畏光不是。", 0.0), ("畏光。", 0.0)]
+)
+def test_yes_and_no_are_told_by_how_an_answer_begins(answer, score):
+    asked = Question("偏头痛会畏光吗？", "会，常有畏光。", entities=("偏头痛",), facts={"是否": ("是",)})
+    assert FactMatch([asked]).score(asked, answer) == score
+    unclear = replace(asked, expected="畏光是它的表现。")
+    assert FactMatch([unclear]).score(unclear, answer) is None
+
+
 def test_the_sets_of_a_split_bring_their_facts(tmp_path):
-    """Every reference of recall and generalisation names all of its facts and no other's."""
-    write_split([SAMPLE_GRAPH], tmp_path, (0.7, 0, 0.3), kinds=["single"])
-    for name in ("recall", "test"):
+    """Every reference of recall and generalisation names all of its facts and no other's, for every kind."""
+    write_split([SAMPLE_GRAPH], tmp_path, (0.7, 0, 0.3), seed=1)
+    lines = [(tmp_path / f"{name}.jsonl").read_text("utf-8").splitlines() for name in ("recall", "test")]
+    assert {json.loads(line)["provenance"]["kind"] for line in lines[1]} == set(KINDS)
+    for name, records in zip(("recall", "test"), lines, strict=True):
         questions = read_questions([tmp_path / f"{name}.jsonl"])
+        assert len(questions) == len(records)
         match = FactMatch(questions)
         assert {match.score(question, question.expected) for question in questions} == {1.0}
         assert {match.score(question, "") for question in questions} == {0.0}
+
+
+def test_what_the_question_says_itself_is_no_answer():
+    asked = Question("谁会有贫血貌？", "见于贫血。", entities=("贫血",), facts={"中心词": ("贫血",)})
+    assert FactMatch([asked, ANAEMIA]).score(asked, asked.expected) is None

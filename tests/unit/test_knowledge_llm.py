@@ -184,7 +184,7 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(serve, tmp_path):
 
 
 def test_a_run_that_is_killed_has_paid_for_every_stored_answer_once(serve, tmp_path, monkeypatch):
-    """A real process and a real SIGKILL, while a third request is under way."""
+    """A real process and a real SIGKILL, while a third request is under way; the output is that of any run."""
     go_on = threading.Event()
     server = serve(lambda attempt: None if server.attempts.total() < 3 or go_on.wait(60) else "500")
     out = tmp_path / "written.jsonl"
@@ -210,6 +210,10 @@ def test_a_run_that_is_killed_has_paid_for_every_stored_answer_once(serve, tmp_p
     assert len(read_files([out]).examples) == 4 == len(server.attempts)
     assert {server.attempts[prompt] for prompt in stored} == {1}
     assert [path.name for path in expand_files([tmp_path])] == ["written.jsonl"]
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    arguments[arguments.index(str(out))] = str(undisturbed)
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert out.read_bytes() == undisturbed.read_bytes()
 
 
 @pytest.mark.parametrize("headers", [{"retry-after-ms": "5"}, {"Retry-After": "0"}, {}])

@@ -71,4 +71,8 @@ def _compared(first: Entity, second: Entity, texts: Comparison, choose: SeededCh
         (first.name, second.name),
         (SYMPTOMS, DEPARTMENT),
         f"comparison.questions.{texts.questions.index(question)}",
+        tuple(
+            (relation, tuple(dict.fromkeys(first.values(relation) + second.values(relation))))
+            for relation in (SYMPTOMS, DEPARTMENT)
+        ),
     )

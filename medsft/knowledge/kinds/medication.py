@@ -11,6 +11,9 @@ from medsft.knowledge.pair import Pair
 from medsft.knowledge.relations import DRUGS
 from medsft.knowledge.templates import Templates
 
+_CAUTION = (("用药提醒", ("医生",)),)
+"""The question names the medicine; what a right answer adds is who decides."""
+
 
 def medication(
     entity: Entity, around: Neighbourhood, templates: Templates, choose: SeededChoice, count: int
@@ -31,4 +34,5 @@ def medication(
             (entity.name,),
             (DRUGS,),
             f"medication.questions.{texts.questions.index(question)}+answers.{texts.answers.index(answer)}",
+            _CAUTION,
         )

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from medsft.knowledge.choice import SeededChoice
+from medsft.knowledge.graph import NAME_FIELD
 from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.templates import Templates
 from medsft.knowledge.wording import MAX_NAMED, join
+
+_MAX_JUDGED = 50
+"""Of a value that more entities have, answers cannot be judged: all of them would have to be listed."""
 
 
 def reversible(around: Neighbourhood, templates: Templates) -> list[tuple[str, str]]:
@@ -25,7 +29,8 @@ def reverse(
     the one that its 等 rests on. A value of half of a large graph would fill its lines otherwise.
     """
     relation, value = subject
-    entities = around.holders[subject][: MAX_NAMED + 1]
+    holders = around.holders[subject]
+    entities = holders[: MAX_NAMED + 1]
     phrasings = templates.of(relation)
     words = {"relation": relation, "value": value}
     names = [entity.name for entity in entities]
@@ -40,4 +45,5 @@ def reverse(
             (relation,),
             f"{templates.name_of(relation)}.reverse_questions.{phrasings.reverse_questions.index(question)}"
             f"+reverse_answers.{phrasings.reverse_answers.index(answer)}",
+            ((NAME_FIELD, tuple(entity.name for entity in holders)),) if len(holders) <= _MAX_JUDGED else (),
         )

@@ -27,12 +27,14 @@ def several(
     for key in choose(list(couples), count, entity.name, "several"):
         asks = "，".join(templates.of(name).ask.format(relation=name) for name in couples[key])
         (question,) = choose(templates.several, 1, entity.name, key, "question")
+        asked = {name: facts[name] for name in couples[key]}
         yield Pair(
             question.format(entity=entity.name, asks=asks),
-            _sentence(entity.name, {name: facts[name] for name in couples[key]}, templates),
+            _sentence(entity.name, asked, templates),
             *about,
             couples[key],
             f"several.{templates.several.index(question)}",
+            tuple(asked.items()),
         )
     told = dict(itertools.islice(facts.items(), _MAX_OVERVIEW_RELATIONS))
     for question in choose(templates.overview, count, entity.name, "overview"):
@@ -42,6 +44,7 @@ def several(
             *about,
             tuple(told),
             f"overview.{templates.overview.index(question)}",
+            tuple(told.items()),
         )
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from medsft.knowledge.choice import SeededChoice
-from medsft.knowledge.graph import Entity
+from medsft.knowledge.graph import NAME_FIELD, Entity
 from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.relations import DEPARTMENT, SYMPTOMS
@@ -32,7 +32,7 @@ def vignette(
         return
     for key, some in _chosen(entity, choose, count).items():
         found = _candidates(some, around)
-        departments = [name for other in found for name in other.values(DEPARTMENT)]
+        departments = list(dict.fromkeys(name for other in found for name in other.values(DEPARTMENT)))
         earlier = itertools.takewhile(lambda other: other.name != entity.name, found)
         if not departments or any(_chooses(other, some, choose, count) for other in earlier):
             continue
@@ -41,16 +41,18 @@ def vignette(
         words = {
             "symptoms": join(some),
             "entities": join([other.name for other in found], "或"),
-            "choices": join(list(dict.fromkeys(departments)), "或"),
+            "choices": join(departments, "或"),
         }
+        names = tuple(other.name for other in found)
         yield Pair(
             question.format(**words),
             answer.format(**words),
             "vignette",
             tuple(other.source for other in found),
-            tuple(other.name for other in found),
+            names,
             (SYMPTOMS, DEPARTMENT),
             f"vignette.questions.{texts.questions.index(question)}+answers.{texts.answers.index(answer)}",
+            ((NAME_FIELD, names), (DEPARTMENT, tuple(departments))),
         )
 
 

@@ -17,6 +17,7 @@ from medsft.knowledge.kinds.neighbours import Neighbourhood
 from medsft.knowledge.pair import Pair
 from medsft.knowledge.relations import BODY_PART, DEPARTMENT, SYMPTOMS
 from medsft.knowledge.templates import RelationTemplates, Templates
+from medsft.knowledge.verdict import NO, VERDICT, YES
 from medsft.knowledge.wording import joined
 
 
@@ -86,4 +87,5 @@ def _asked(
         (entity.name, *([donor.name] if donor else [])),
         (relation,),
         f"{relation}.yes_no_questions.{texts.yes_no_questions.index(question)}+{field}.{answers.index(answer)}",
+        ((VERDICT, (YES if donor is None else NO,)),),
     )
