@@ -27,6 +27,8 @@ DATA = ["rensa", "jinja2"]
 EVALUATION = ["jieba", "rouge-chinese", "nltk"]
 # An HTTP server with its page.
 SERVE = ["fastapi", "uvicorn", "prometheus-client"]
+# One model on several GPUs.
+DEVICES = ["accelerate"]
 
 setup(
     name="medsft",
@@ -45,6 +47,7 @@ setup(
     extras_require={
         "generate": ["openai"],
         "serve": SERVE,
+        "devices": DEVICES,
         "test": ["pytest", "pytest-xdist", "ruff", "openai", *SERVE],
     },
     entry_points={

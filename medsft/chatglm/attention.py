@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, Protocol, Self
 
@@ -34,8 +34,22 @@ class Attend(Protocol):
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor: ...
 
 
+class _Movable:
+    """A dataclass whose tensors can go to another device together."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in values.items()
+            if hasattr(value, "to")
+        }
+        return replace(self, **moved)
+
+
 @dataclass(frozen=True)
-class Segments:
+class Segments(_Movable):
     """The examples of a micro-batch end to end over its flattened rows; padding is one without context.
 
     Attributes:
@@ -62,10 +76,6 @@ class Segments:
             sum(contexts),
         )
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same on another device."""
-        return replace(self, sizes=self.sizes.to(device, non_blocking=non_blocking))
-
     def pin_memory(self) -> Self:
         """The same in page-locked memory."""
         return replace(self, sizes=self.sizes.pin_memory())
@@ -89,7 +99,7 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(_Movable):
     """One call with a mask [B, 1, T, S], True = may attend, or None: all may."""
 
     mask: torch.BoolTensor | None
@@ -100,7 +110,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Apart:
+class Apart(_Movable):
     """One call in which every segment has a row of its own, filled up to the longest.
 
     Attributes:
@@ -137,7 +147,7 @@ class Apart:
 
 
 @dataclass(frozen=True)
-class TwoCalls:
+class TwoCalls(_Movable):
     """Two calls of flash attention over segments of any length, without a mask or padding.
 
     Context attends to context, in both directions. What comes after attends to context and itself, causally:

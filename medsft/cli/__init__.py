@@ -8,7 +8,7 @@ import typer
 
 from medsft import exit_codes
 from medsft.cli import (
-    answers,
+    chat,
     checkpoint,
     compare,
     data,
@@ -35,7 +35,7 @@ app.command(
 )(training.train)
 for command in (
     planning.plan,
-    answers.chat,
+    chat.chat,
     serving.serve,
     compare.compare,
     report.report,

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from medsft import exit_codes
-from medsft.cli.options import DeviceOption, Precision, PrecisionOption, Template, TemplateOption
+from medsft.cli.options import (
+    DeviceOption,
+    Precision,
+    PrecisionOption,
+    QuantizeOption,
+    Template,
+    TemplateOption,
+    num_bits,
+)
 from medsft.errors import UserError
 from medsft.terminal import harmless
 
@@ -57,6 +65,7 @@ def compare(
         int, typer.Option("--max_new_tokens", min=1, help="Longest answer, tokens.")
     ] = 128,
     prompt_template: TemplateOption = Template.auto,
+    quantize: QuantizeOption = None,
     dtype: PrecisionOption = Precision.auto,
     device: DeviceOption = "auto",
 ) -> None:
@@ -97,6 +106,7 @@ def compare(
         prompt_template.value,
         dtype.value,
         device,
+        num_bits(quantize),
         progress,
     )
     console = Console()

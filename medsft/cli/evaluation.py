@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli.options import DeviceOption, ModelOption, Precision, PrecisionOption, Template, TemplateOption
+from medsft.cli.options import (
+    DeviceOption,
+    ModelOption,
+    Precision,
+    PrecisionOption,
+    QuantizeOption,
+    Template,
+    TemplateOption,
+    num_bits,
+)
 
 
 def evaluate(
@@ -29,6 +38,7 @@ def evaluate(
     ] = 256,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Questions at once.")] = 8,
     prompt_template: TemplateOption = Template.auto,
+    quantize: QuantizeOption = None,
     dtype: PrecisionOption = Precision.auto,
     device: DeviceOption = "auto",
 ) -> None:
@@ -51,6 +61,7 @@ def evaluate(
         prompt_template.value,
         dtype.value,
         device,
+        num_bits(quantize),
         progress,
     )
     if found is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli.options import Quantization, StoredType
+from medsft.cli.options import Quantization, StoredType, num_bits
 from medsft.cli.progress import byte_progress, progress
 
 
@@ -114,7 +114,7 @@ def convert(
             weights_format=weights_format,
             tokenizer_dir=tokenizer,
             dtype=dtype,
-            quantize=None if quantize is None else quantize.num_bits,
+            quantize=num_bits(quantize),
             shard_size=max_shard_size,
             progress=report,
         )

@@ -41,10 +41,10 @@ class Quantization(StrEnum):
     int8 = "8"
     int4 = "4"
 
-    @property
-    def num_bits(self) -> int:
-        """As a number."""
-        return int(self.value)
+
+def num_bits(quantize: Quantization | None) -> int | None:
+    """As a number, where it is given."""
+    return None if quantize is None else int(quantize.value)
 
 
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, or a run's output folder.")]
@@ -54,7 +54,9 @@ TemplateOption = Annotated[
         "--prompt_template", help="How a question is written for the model; auto: as it was trained."
     ),
 ]
-PrecisionOption = Annotated[Precision, typer.Option(help="auto: fp32 on CPU, as stored on a GPU.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="auto: as stored, fp32 on a CPU; quantised: bf16 where possible.")
+]
 QuantizeOption = Annotated[
     Quantization | None, typer.Option(help="Hold the weights of the blocks in 8 or 4 bits.")
 ]
@@ -64,4 +66,9 @@ PolishOption = Annotated[
         "--postprocess/--no-postprocess", help="Full-width punctuation in Chinese, as the release does it."
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto: a GPU if there is one.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda, cuda:1 …; auto: a GPU if there is one; cuda:0,cuda:1 or all: blocks on several GPUs."
+    ),
+]

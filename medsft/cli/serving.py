@@ -17,6 +17,7 @@ from medsft.cli.options import (
     QuantizeOption,
     Template,
     TemplateOption,
+    num_bits,
 )
 from medsft.errors import UserError
 
@@ -62,10 +63,9 @@ def serve(
     responders = {}
     for name, folder in zip(names_of(model), model, strict=True):
         typer.echo(f"loading {folder} …", err=True)
-        bits = None if quantize is None else quantize.num_bits
         responders[name] = open_responder(
-            folder, prompt_template.value, dtype.value, device, bits, postprocess
+            folder, prompt_template.value, dtype.value, device, num_bits(quantize), postprocess
         )
-        typer.echo(f"{name}: {responders[name].weights_gb:.2f} GB of weights", err=True)
+        typer.echo(f"{name}: {responders[name].summary}", err=True)
     typer.echo(f"{', '.join(responders)} at http://{host}:{port}/ (Ctrl-C ends)", err=True)
     answer(responders, limits, host, port, key)

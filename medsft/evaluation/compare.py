@@ -46,6 +46,7 @@ def compare_models(
     template: str,
     dtype: str,
     device: str,
+    quantize: int | None,
     progress: Progress,
 ) -> Findings:
     """Asks both models the questions greedily, and all of the multiple-choice suites.
@@ -59,7 +60,9 @@ def compare_models(
         check_release(model_folder(folder))  # a wrong name shall not surface after the first half
     sampling = Sampling(max_new_tokens=max_new_tokens, greedy=True)
     before, after = (
-        _look_at(open_responder(folder, template, dtype, device), asked, suites, sampling, progress, name)
+        _look_at(
+            open_responder(folder, template, dtype, device, quantize), asked, suites, sampling, progress, name
+        )
         for folder, name in ((base, "before 训练前"), (tuned, "after 训练后"))
     )
     answered = tuple(

@@ -60,6 +60,7 @@ def evaluate_model(
     template: str,
     dtype: str,
     device: str,
+    quantize: int | None,
     progress: Progress,
 ) -> Evaluation | None:
     """Evaluates on all ranks; rank 0 writes `evaluation.json` and `generated_predictions.txt` and returns.
@@ -72,7 +73,8 @@ def evaluate_model(
     with evaluation_world(device) as world:
         with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
-        responder = open_responder(model, template, dtype, str(world.device))
+        place = device if world.size == 1 else str(world.device)
+        responder = open_responder(model, template, dtype, place, quantize)
         longest = responder.model.config.max_sequence_length
         if max_source_length + max_target_length > longest:
             raise UserError(
@@ -84,7 +86,8 @@ def evaluate_model(
         scores = None
         if generate:
             sampling = Sampling(max_new_tokens=max_target_length, greedy=True)
-            identity = f"{weights_identity(model_folder(model))} {responder.model.dtype}"
+            held = f"{responder.model.dtype} {responder.model.config.quantization_bit}"
+            identity = f"{weights_identity(model_folder(model))} {held}"
             key = answers_key(identity, responder.template, examples, sampling)
             with progress("answering") as shown:
                 answers = answer_all(responder, examples, sampling, output_dir, key, world, batch_size, shown)

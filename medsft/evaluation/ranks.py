@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from medsft.engine.distributed import World, complete_environment, from_all
-from medsft.inference.responder import choose_device
+from medsft.errors import UserError
+from medsft.inference.responder import choose_devices
 
 T = TypeVar("T")
 
@@ -28,13 +29,18 @@ def evaluation_world(device: str) -> Iterator[World]:
     environment = dict(os.environ)
     complete_environment(environment)
     if int(environment["WORLD_SIZE"]) == 1:
-        yield World(0, 1, 0, choose_device(device))
+        yield World(0, 1, 0, choose_devices(device)[0])
         return
     os.environ.update(environment)
     local_rank = int(os.environ["LOCAL_RANK"])
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{local_rank % torch.cuda.device_count()}"
-    place = choose_device(device)
+    place, *more = choose_devices(device)
+    if more:
+        raise UserError(
+            f"--device {device} gives one model to several GPUs, but each of the {environment['WORLD_SIZE']} "
+            "ranks holds a model of its own. Start a single process, or leave --device out."
+        )
     dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank, place)

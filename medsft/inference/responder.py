@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from medsft.chatglm import ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from medsft.chatglm.base import open_tokenizer
+from medsft.chatglm.quantization import use_fastest
 from medsft.chatglm.weights import load_model
 from medsft.data.encode import encode_prompt
 from medsft.errors import UserError
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 class Responder:
     """A model, its tokenizer and the form in which it was taught questions.
 
-    polish: whether answers get the reference's post-processing.
+    polish: whether answers get the reference's post-processing. products: how quantised blocks are computed,
+    in words.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Responder:
         tokenizer: ChatGLMTokenizer,
         template: str,
         polish: bool = True,
+        products: str = "",
     ) -> None:
         config = model.config
         # Stored defaults would be mixed into every call; here `Sampling` alone decides.
@@ -49,6 +52,7 @@ class Responder:
         self.tokenizer = tokenizer
         self.template = template
         self.polish = polish
+        self.products = products
 
     def prompt_ids(self, query: str, history: History, max_new_tokens: int) -> tuple[list[int], bool]:
         """Ids of the prompt with `[gMASK] <sop>`, and whether something had to go to leave room to answer.
@@ -67,7 +71,14 @@ class Responder:
     @property
     def weights_gb(self) -> float:
         """What the weights take, 1e9 bytes."""
-        return sum(parameter.nbytes for parameter in self.model.parameters()) / 1e9
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())) / 1e9
+
+    @property
+    def summary(self) -> str:
+        """Size and place of the weights, and how quantised ones are computed with."""
+        devices = dict.fromkeys(str(parameter.device) for parameter in self.model.parameters())
+        parts = (f"{self.weights_gb:.2f} GB of weights", " and ".join(devices), self.products)
+        return ", ".join(filter(None, parts))
 
     def new_text(self) -> AnswerText:
         """Makes text of the tokens of one answer."""
@@ -143,25 +154,49 @@ def open_responder(
 ) -> Responder:
     """Loads a model folder (ours, the release, Med-ChatGLM) or a run's folder, whose final model it takes.
 
-    `template` auto is the one the model was trained with when its folder says so, else chatglm. dtype auto is
-    fp32 on CPU and fp16 or bf16, as the weights are, on a GPU. quantize: 8 or 4 bits for the linear layers.
+    `template` auto is the one the model was trained with when its folder says so, else chatglm. dtype as in
+    `load_model`, device as in `choose_devices`. quantize: 8 or 4 bits for the linear layers, which compute in
+    the fastest way there is. Raises UserError as these do, and where memory does not suffice.
     """
     folder = model_folder(folder)
-    place = choose_device(device)
+    devices = choose_devices(device)
     tokenizer = open_tokenizer(folder)
-    automatic = "fp32" if place.type == "cpu" else None
-    model = load_model(folder, automatic if dtype == "auto" else dtype, place, quantize)
-    return Responder(model, tokenizer, trained_template(folder) if template == "auto" else template, polish)
+    try:
+        model = load_model(folder, dtype, devices, quantize)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{folder} does not fit into the memory of {' and '.join(map(str, devices))}. Give --quantize 8 "
+            "or 4, --device all where there are several GPUs, or --device cpu."
+        ) from error
+    if template == "auto":
+        template = trained_template(folder)
+    return Responder(model, tokenizer, template, polish, use_fastest(model))
+
+
+def choose_devices(name: str) -> list[torch.device]:
+    """The devices that a model goes to, in this order: one, or several that share its blocks.
+
+    name: of one device, several of one kind with commas between, "all" for all GPUs, or "auto" for the first
+    GPU if there is one. Raises UserError for what is not there.
+    """
+    if name == "all":
+        name = ",".join(f"cuda:{index}" for index in range(torch.cuda.device_count())) or "auto"
+    devices = [choose_device(part.strip()) for part in name.split(",")]
+    if len({device.type for device in devices}) > 1:
+        raise UserError(f"--device {name} mixes kinds of devices; give several GPUs, or one device.")
+    return devices
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name (auto: a GPU if there is one); `UserError` for one that is not there."""
+    """One device by its name (auto: a GPU if there is one). Raises UserError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name} is not known; give cpu, cuda, cuda:1 … or auto.") from error
+        raise UserError(
+            f"--device {name} is not known; give cpu, cuda, cuda:1 …, several with commas, all, or auto."
+        ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."

@@ -1,5 +1,6 @@
 """int8 and int4 weights as ChatGLM-6B was released with: the numbers, and layers that compute with them."""
 
+from medsft.chatglm.quantization.kernels import use_fastest
 from medsft.chatglm.quantization.linear import QuantizedLinear, quantize_layers
 from medsft.chatglm.quantization.rows import (
     BITS,
@@ -23,4 +24,5 @@ __all__ = [
     "quantize_layers",
     "quantize_rows",
     "unpack_int4",
+    "use_fastest",
 ]

@@ -44,8 +44,8 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
             "Weights with NaN, infinite or huge values cannot be quantised; the model has diverged."
         )
     divisor = torch.where(scale == 0, torch.inf, scale.float())[:, None]
-    integers = (weight / divisor).round().clamp(-largest, largest).to(torch.int8)
-    return (pack_int4(integers) if bits == 4 else integers), scale
+    rounded = (weight / divisor).round().clamp(-largest, largest).to(torch.int8)
+    return (pack_int4(rounded) if bits == 4 else rounded), scale
 
 
 def pack_int4(integers: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,11 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed >> 4, packed << 4 >> 4), dim=2).flatten(1)
 
 
+def stored_integers(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """The stored weights one by one, int8 [O, I]."""
+    return unpack_int4(weight) if bits == 4 else weight
+
+
 def dequantize_rows(weight: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
     """The weights [O, I] that the integers stand for, in `dtype`."""
-    integers = unpack_int4(weight) if bits == 4 else weight
-    return integers.to(dtype) * scale[:, None].to(dtype)
+    return stored_integers(weight, bits).to(dtype) * scale[:, None].to(dtype)

@@ -16,6 +16,7 @@ from medsft.cli.options import (
     QuantizeOption,
     Template,
     TemplateOption,
+    num_bits,
 )
 
 
@@ -60,10 +61,11 @@ def chat(
     sys.stdin.reconfigure(errors="strict")  # a wrong encoding shall be told, not passed on to the model
     if sys.stdin.isatty():
         typer.echo(f"loading {model} …", err=True)
-    bits = None if quantize is None else quantize.num_bits
-    responder = open_responder(model, prompt_template.value, dtype.value, device, bits, postprocess)
+    responder = open_responder(
+        model, prompt_template.value, dtype.value, device, num_bits(quantize), postprocess
+    )
     if sys.stdin.isatty():
-        typer.echo(f"{responder.weights_gb:.2f} GB of weights, {responder.model.device}", err=True)
+        typer.echo(responder.summary, err=True)
     if seed is not None:
         torch.manual_seed(seed)  # once: the second answer to a question may differ from the first
     keep = responder.template != "med-chatglm" if history is None else history

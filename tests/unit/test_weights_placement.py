@@ -1,0 +1,96 @@
+"""One model on several devices: which block goes where, and that everything a block needs goes with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medsft.chatglm import ChatGLMConfig
+from medsft.chatglm.attention import Apart, Dense, Segments
+from medsft.chatglm.weights import load_model, placement
+from medsft.chatglm.weights.check import model_on_meta
+from medsft.chatglm.weights.placement import connect, device_of, devices_of_blocks, place
+from medsft.errors import UserError
+from medsft.inference.decoding import Decoder, SlotCache
+from medsft.inference.responder import choose_devices
+from medsft.inference.sampling import Sampling
+
+TINY = Path(__file__).parents[1] / "golden" / "tiny"
+CPU, META = torch.device("cpu"), torch.device("meta")
+GREEDY = Sampling(max_new_tokens=6, greedy=True)
+
+
+def test_devices_get_blocks_as_they_have_room():
+    assert devices_of_blocks(4, 10, 0, [1, 1]) == [0, 0, 1, 1]
+    assert devices_of_blocks(4, 10, 20, [1, 1]) == [0, 1, 1, 1]  # the first has the embedding too
+    assert devices_of_blocks(6, 10, 0, [2, 1]) == [0, 0, 0, 0, 1, 1]
+    assert devices_of_blocks(3, 10, 90, [1, 1, 1]) == [2, 2, 2]
+    assert devices_of_blocks(2, 10, 0, [5]) == [0, 0]
+
+
+@pytest.mark.parametrize("bits", [0, 4])
+def test_every_parameter_has_a_place(bits, monkeypatch):
+    model = model_on_meta(ChatGLMConfig(quantization_bit=bits))
+    devices = [torch.device("cuda", number) for number in range(2)]
+    monkeypatch.setattr(placement, "_free_bytes", lambda device: 10)
+    found = place(model, torch.float16, devices)
+    numbers = [device_of(name, found).index for name, _ in model.named_parameters() if ".layers." in name]
+    assert numbers == sorted(numbers)
+    on_first = sum(found[f"transformer.layers.{number}"].index == 0 for number in range(28))
+    assert on_first == (13 if bits == 0 else 9)
+    for name in ("transformer.word_embeddings.weight", "transformer.final_layernorm.bias", "lm_head.weight"):
+        assert device_of(name, found) == devices[0]
+
+
+def test_a_model_in_parts_answers_as_the_whole_one():
+    pytest.importorskip("accelerate")
+    whole, parts = load_model(TINY, "fp32"), load_model(TINY, "fp32", [CPU, CPU])
+    assert "transformer.layers.27" in parts.hf_device_map
+    prompt = [7, 8, 9, parts.config.gmask_token_id, parts.config.bos_token_id]
+    answers = []
+    for model in (whole, parts):
+        decoder = Decoder(model)
+        rows = [decoder.add(prompt[cut:], GREEDY) for cut in (0, 2)]  # of two lengths: with a mask
+        while decoder.rows:
+            decoder.step()
+        answers.append([row.answer_ids for row in rows])
+    assert answers[0] == answers[1]
+
+
+def test_a_block_on_another_device_gets_all_it_needs_there():
+    """The second device is torch's meta, which computes shapes only, but refuses tensors from elsewhere."""
+    pytest.importorskip("accelerate")
+    model = load_model(TINY, "fp32")
+    layers = model.transformer.layers
+    names = ("transformer.word_embeddings", "transformer.final_layernorm", "lm_head")
+    places = dict.fromkeys(names, CPU)
+    connect(model, places | {f"transformer.layers.{number}": META for number in range(len(layers))})
+    hidden, tables = torch.zeros(2, 5, model.config.hidden_size), torch.zeros(2, 5, 1, model.config.head_dim)
+    segments = Apart.of(Segments.of([(2, 5), (2, 5)]), 10)
+    for attend in (Dense(torch.ones(2, 1, 5, 5, dtype=torch.bool)), Dense(None), segments):
+        out = layers[3](hidden, rotary=(tables, tables), attend=attend, past_key_values=None)
+        assert out.device == META
+    cache = SlotCache()
+    layers[0](hidden, rotary=(tables, tables), attend=Dense(None), past_key_values=cache)
+    assert cache._layers[0][0].device == META
+
+
+def test_several_devices_need_accelerate(monkeypatch):
+    monkeypatch.setattr(placement, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"accelerate, not installed here: pip install 'medsft\[devices\]'"):
+        load_model(TINY, "fp32", [CPU, CPU])
+
+
+def test_names_of_devices():
+    assert choose_devices("cpu") == [CPU]
+    assert choose_devices("cpu, cpu") == [CPU, CPU]
+    for name, words in (
+        ("gpu", "all, or auto"),
+        ("", "is not known"),
+        ("cpu,meta", "mixes kinds"),
+        ("cuda:99", "is not there"),
+    ):
+        with pytest.raises(UserError, match=words):
+            choose_devices(name)
+    if not torch.cuda.is_available():
+        assert choose_devices("all") == choose_devices("auto") == [CPU]
