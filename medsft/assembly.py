@@ -187,11 +187,16 @@ def most_tokens(config: Config) -> int:
 
 
 def start_model(
-    config: Config, base: BaseModel, checkpoint: Checkpoint | None, ds_config: dict[str, Any], world: World
+    config: Config,
+    base: BaseModel,
+    checkpoint: Checkpoint | None,
+    ds_config: dict[str, Any],
+    world: World,
+    recomputes: bool,
 ) -> DeepSpeedEngine:
     """The model cut into slices, each rank's read from the files, with its optimiser inside DeepSpeed.
 
-    The weights are those of the checkpoint, if there is one.
+    The weights are those of the checkpoint, if there is one. `recomputes`: with gradient checkpointing.
     """
     flags = config.optimization
     dtype = deepspeed_config.compute_dtype(ds_config)
@@ -204,7 +209,7 @@ def start_model(
         load_slices(model, source, world, progress if world.is_main else None)
     logger.info("weights read on this rank: %.1f MB, computing in %s", source.bytes_read / 1e6, dtype)
     logger.info("attention: %s", choose(world.device, dtype, base.config.head_dim)[1])
-    if config.model.gradient_checkpointing:
+    if recomputes:
         model.recompute_activations()
     with together(world):
         optimizer = build_optimizer(

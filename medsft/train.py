@@ -70,7 +70,7 @@ from medsft.engine.stop import Stopped, StopRequest
 from medsft.engine.watchdog import progress
 from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
-from medsft.fitting import check_fit
+from medsft.fitting import Fit, check_fit
 from medsft.launch import launch_names
 from medsft.monitor.health import ModelFacts
 from medsft.monitor.metrics import Figures, Hardware, Start
@@ -125,11 +125,11 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     if is_finished(folder, checkpoint, plan, early_stopping, world):
         return
 
-    engine = assembly.start_model(config, base, checkpoint, ds_config, world)
+    engine = assembly.start_model(config, base, checkpoint, ds_config, world, fit.recomputes)
     provenance = describe_run(
         config, base, data, validation_data, plan, folder, ds_config, fit, checkpoint, world
     )
-    reporter = start_reporter(config, base, data, plan, folder, fit, start_step, world)
+    reporter = start_reporter(config, base, data, plan, folder, fit.text, start_step, world)
     schedule = assembly.learning_rate(config, plan)
     step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
     hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
@@ -232,7 +232,7 @@ def describe_run(
     plan: StepPlan,
     folder: RunFolder,
     ds_config: dict[str, Any],
-    fit: str,
+    fit: Fit,
     checkpoint: Checkpoint | None,
     world: World,
 ) -> Provenance:
@@ -261,7 +261,8 @@ def describe_run(
                 "num_examples": len(data),
                 "data": data.summary.facts(),
                 "validation_data": validation_data and validation_data.summary.facts(),
-                "plan": fit,
+                "plan": fit.text,
+                "gradient_checkpointing": fit.recomputes,
                 "deepspeed": ds_config,
             }
             write_json(folder.description, {**provenance.origin(), **facts})

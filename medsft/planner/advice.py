@@ -261,8 +261,7 @@ def command(
         words += ["--max_steps", str(made.batch.max_steps)]
     else:
         words += ["--num_train_epochs", f"{made.batch.num_epochs:g}"]
-    if made.batch.checkpointing:
-        words += ["--gradient_checkpointing", "true"]
+    words += ["--gradient_checkpointing", "true" if made.batch.checkpointing else "false"]
     if not made.batch.packing:
         words += ["--packing", "false"]
     return words
