@@ -13,6 +13,7 @@ import torch
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.attention import choose
 from medsft.chatglm.base import BaseModel, open_base_model
+from medsft.chatglm.block import ChatGLMBlock
 from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.reader import Checkpoint
 from medsft.config import Config
@@ -53,8 +54,8 @@ NUM_SHOWN = 8
 """Examples of the first step that are shown decoded."""
 
 
-def settle_settings(config: Config, world: World) -> tuple[Batch, dict[str, Any]]:
-    """Batch sizes for this number of ranks, and the DeepSpeed JSON held against the flags."""
+def settle_settings(config: Config, base: BaseModel, world: World) -> tuple[Batch, dict[str, Any]]:
+    """Batch sizes for this number of ranks, and the DeepSpeed JSON held against flags and model."""
     flags = config.optimization
     with together(world):
         batch = deepspeed_config.resolve_batch(
@@ -69,7 +70,12 @@ def settle_settings(config: Config, world: World) -> tuple[Batch, dict[str, Any]
             else deepspeed_config.default_path(world.device)
         )
         ds_config = deepspeed_config.settle(
-            deepspeed_config.read_json(path), path, batch, config.flags(), world.device
+            deepspeed_config.read_json(path),
+            path,
+            batch,
+            config.flags(),
+            Shape.of(base.config),
+            world.device,
         )
         check_reachable(ds_config)
     return batch, ds_config
@@ -220,7 +226,7 @@ def start_model(
             epsilon=flags.adam_epsilon,
             weight_decay=flags.weight_decay,
         )
-    return start_engine(model, optimizer, ds_config)
+    return start_engine(model, optimizer, ds_config, leaves=[ChatGLMBlock])
 
 
 def texts(config: Config, base: BaseModel, data: EncodedDataset, plan: StepPlan, fit: str) -> dict[str, str]:

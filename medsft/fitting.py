@@ -38,7 +38,7 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 
 @dataclass(frozen=True)
 class Fit:
-    """A run that may start. `text`: its plan in one line. `recomputes`: whether with gradient checkpointing."""
+    """A run that may start. `text`: its plan in one line. `recomputes`: with gradient checkpointing."""
 
     text: str
     recomputes: bool

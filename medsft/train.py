@@ -110,8 +110,8 @@ def run(config: Config, world: World, stop: StopRequest) -> None:
 
 def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) -> None:
     """Everything a run does, top to bottom."""
-    batch, ds_config = assembly.settle_settings(config, world)
     base = assembly.open_base(config, world)
+    batch, ds_config = assembly.settle_settings(config, base, world)
     data, validation_data = assembly.encode_data(config, base, folder, world)
     logger.info("first example, %s\n%s", data.source(0), describe_example(data[0], base.tokenizer))
     plan = assembly.plan_steps(config, data, validation_data, batch, world)
