@@ -158,7 +158,7 @@ class Saves:
 def measure_saves(options: argparse.Namespace) -> dict[str, Any]:
     """One round of every way whose times are not taken, but the memory; then rounds in changing order."""
     run = open_run(options)
-    engine = assembly.start_model(run.config, run.base, None, run.ds_config, run.world)
+    engine = assembly.start_model(run.config, run.base, None, run.ds_config, run.world, False)
     step = run.train_step(engine)
     do_step(run, step, 0, num_examples=1)
     saves = Saves(run, engine, step)
@@ -206,7 +206,7 @@ def measure_start(options: argparse.Namespace) -> dict[str, Any]:
             with timing(seconds, "verify", saving, "open_best"):
                 checkpoint = saving.find_checkpoint(run.config, run.base, run.plan, run.folder, world)
             assert checkpoint is not None
-        engine = assembly.start_model(run.config, run.base, checkpoint, run.ds_config, world)
+        engine = assembly.start_model(run.config, run.base, checkpoint, run.ds_config, world, False)
         step = run.train_step(engine)
         state = TrainingState(engine, world)
         if checkpoint is not None:
@@ -239,7 +239,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the steps that a save lies beside, the last in part, and of as many after it."""
     run = open_run(options)
     world = run.world
-    engine = assembly.start_model(run.config, run.base, None, run.ds_config, world)
+    engine = assembly.start_model(run.config, run.base, None, run.ds_config, world, False)
     step = run.train_step(engine)
     saver = CheckpointSaver(
         run.folder.checkpoints,

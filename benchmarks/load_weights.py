@@ -65,6 +65,7 @@ def work(folder: Path) -> None:
     from medsft.engine import deepspeed_config
     from medsft.engine.distributed import complete_environment, start
     from medsft.engine.zero import build_partitioned, load_slices
+    from medsft.planner.shape import Shape
     from medsft.provenance import Provenance, software_versions
 
     complete_environment(os.environ)
@@ -72,8 +73,10 @@ def work(folder: Path) -> None:
     path = deepspeed_config.default_path(world.device).with_name("zero3.json")
     flags = parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]).flags()
     batch = deepspeed_config.resolve_batch(world.size, 1, None, None)
-    ds_config = deepspeed_config.settle(deepspeed_config.read_json(path), path, batch, flags, world.device)
     base = open_base_model(folder)
+    ds_config = deepspeed_config.settle(
+        deepspeed_config.read_json(path), path, batch, flags, Shape.of(base.config), world.device
+    )
     before = private_bytes()
     begin_s = time.perf_counter()
     with Peak() as peak:

@@ -76,8 +76,8 @@ def open_run(options: argparse.Namespace) -> Run:
         "learning_rate": 1e-4,
     }
     config = parse([text for name, value in flags.items() for text in (f"--{name}", str(value))])
-    batch, ds_config = assembly.settle_settings(config, world)
     base = assembly.open_base(config, world)
+    batch, ds_config = assembly.settle_settings(config, base, world)
     plan = StepPlan.for_run(1000, "none", batch.global_size, 0, 1.0, NUM_STEPS)
     return Run(config, world, ds_config, base, plan, RunFolder(Path(options.folder)))
 

@@ -58,7 +58,7 @@ def main() -> None:
         print(json.dumps({"seconds": plain_seconds(options)[options.num_warmup_steps :], "received": {}}))
         return
     run = open_run(options)
-    engine = assembly.start_model(run.config, run.base, None, run.ds_config, run.world)
+    engine = assembly.start_model(run.config, run.base, None, run.ds_config, run.world, False)
     step = run.train_step(engine)
     num_examples = options.examples // run.world.size
     seconds = [

@@ -15,6 +15,7 @@ import torch
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.attention import choose
 from medsft.chatglm.base import BaseModel, open_base_model
+from medsft.chatglm.block import ChatGLMBlock
 from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.reader import Checkpoint
 from medsft.config import Config
@@ -55,8 +56,8 @@ NUM_SHOWN = 8
 """Examples of the first step that are shown decoded."""
 
 
-def settle_settings(config: Config, world: World) -> tuple[Batch, dict[str, Any]]:
-    """Batch sizes for this number of ranks, and the DeepSpeed JSON held against the flags."""
+def settle_settings(config: Config, base: BaseModel, world: World) -> tuple[Batch, dict[str, Any]]:
+    """Batch sizes for this number of ranks, and the DeepSpeed JSON held against flags and model."""
     flags = config.optimization
     with together(world):
         batch = deepspeed_config.resolve_batch(
@@ -71,7 +72,12 @@ def settle_settings(config: Config, world: World) -> tuple[Batch, dict[str, Any]
             else deepspeed_config.default_path(world.device)
         )
         ds_config = deepspeed_config.settle(
-            deepspeed_config.read_json(path), path, batch, config.flags(), world.device
+            deepspeed_config.read_json(path),
+            path,
+            batch,
+            config.flags(),
+            Shape.of(base.config),
+            world.device,
         )
         check_reachable(ds_config)
     return batch, ds_config
@@ -189,11 +195,16 @@ def most_tokens(config: Config) -> int:
 
 
 def start_model(
-    config: Config, base: BaseModel, checkpoint: Checkpoint | None, ds_config: dict[str, Any], world: World
+    config: Config,
+    base: BaseModel,
+    checkpoint: Checkpoint | None,
+    ds_config: dict[str, Any],
+    world: World,
+    recomputes: bool,
 ) -> DeepSpeedEngine:
     """The model cut into slices, each rank's read from the files, with its optimiser inside DeepSpeed.
 
-    The weights are those of the checkpoint, if there is one.
+    The weights are those of the checkpoint, if there is one. `recomputes`: with gradient checkpointing.
     """
     flags = config.optimization
     dtype = deepspeed_config.compute_dtype(ds_config)
@@ -206,7 +217,7 @@ def start_model(
         load_slices(model, source, world, progress if world.is_main else None)
     logger.info("weights read on this rank: %.1f MB, computing in %s", source.bytes_read / 1e6, dtype)
     logger.info("attention: %s", choose(world.device, dtype, base.config.head_dim)[1])
-    if config.model.gradient_checkpointing:
+    if recomputes:
         model.recompute_activations()
     with together(world):
         optimizer = build_optimizer(
@@ -217,7 +228,7 @@ def start_model(
             epsilon=flags.adam_epsilon,
             weight_decay=flags.weight_decay,
         )
-    return start_engine(model, optimizer, ds_config)
+    return start_engine(model, optimizer, ds_config, leaves=[ChatGLMBlock])
 
 
 def texts(

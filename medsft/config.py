@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 
-def _flag(default: Any, text: str) -> Any:
+def _flag(default: Any, text: str, **more: Any) -> Any:
+    """A field; `more` goes to argparse's `add_argument`."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: list(default), metadata={"help": text, **more})
+    return field(default=default, metadata={"help": text, **more})
+
+
+_SWITCH: Mapping[str, bool | None] = {"auto": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,19 @@ class ModelConfig:
     model_name_or_path: str = _flag(
         "", "Folder of a ChatGLM in the released layout: config.json, tokenizer, .bin or safetensors weights."
     )
-    gradient_checkpointing: bool = _flag(
-        False, "Recompute activations in the backward pass: a third more work, far less memory."
+    gradient_checkpointing: str = _flag(
+        "auto",
+        "true: compute activations again in the backward pass, a third more work for far less memory; false; "
+        "auto: only where the plan does not fit without, with a tenth to spare.",
+        nargs="?",
+        const="true",
+        metavar="{auto,true,false}",
     )
+
+    @property
+    def recomputes(self) -> bool | None:
+        """Whether activations are computed again; None: for the plan to decide."""
+        return _SWITCH[self.gradient_checkpointing.lower()]
 
 
 @dataclass(frozen=True)
@@ -329,6 +343,7 @@ def _faults(config: Config) -> list[str]:
     check(["warmup_ratio", "max_bad_share"], "between 0 and 1", lambda value: 0 <= value <= 1)
     check(["adam_beta1", "adam_beta2"], "at least 0 and below 1", lambda value: 0 <= value < 1)
     check(["max_steps"], "above 0, or -1 for whole epochs", lambda value: value == -1 or value > 0)
+    check(["gradient_checkpointing"], "auto, true or false", lambda value: value.lower() in _SWITCH)
     faults += [
         f"--{name} {value} must be a finite number"
         for name, value in flags.items()

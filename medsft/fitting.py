@@ -6,6 +6,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ TOLERANCE = 0.1
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A run that may start. `text`: its plan in one line. `recomputes`: with gradient checkpointing."""
+
+    text: str
+    recomputes: bool
+
+
 def check_fit(
     config: Config,
     model: ChatGLMConfig,
@@ -44,43 +53,83 @@ def check_fit(
     most_tokens: int,
     ds_config: Mapping[str, Any],
     world: World,
-) -> str:
-    """Logs the run's plan, one line, and returns it. A collective.
+) -> Fit:
+    """Decides on gradient checkpointing where that is left to it, and logs the run's plan. A collective.
 
     Raises `UserError` with the arithmetic where memory cannot suffice, unless --allow_low_memory says to try.
     """
     ranks_of_host = Counter(from_all(world, socket.gethostname()))
+    flags = config.optimization
     with together(world):
-        flags = config.optimization
-        made = planning.plan(
-            Shape.of(model),
-            Lengths(tuple(map(int, data.lengths)), tuple(map(int, data.num_targets))),
-            this_cluster(world.device, max(ranks_of_host.values()), len(ranks_of_host)),
-            ds_config,
-            planning.Batch(
+        shape = Shape.of(model)
+        lengths = Lengths(tuple(map(int, data.lengths)), tuple(map(int, data.num_targets)))
+        cluster = this_cluster(world.device, max(ranks_of_host.values()), len(ranks_of_host))
+        saves = Saves(config.run.save_strategy != "no", parse_size(config.run.max_shard_size))
+
+        def planned(recomputes: bool) -> planning.Plan:
+            cut = planning.Batch(
                 len(steps.examples(0)),
                 batch.per_device_size,
                 batch.num_micro_batches,
                 most_tokens if flags.packing else None,
                 flags.packing,
-                config.model.gradient_checkpointing,
+                recomputes,
                 flags.num_train_epochs,
                 steps.num_steps,
-            ),
-            Saves(config.run.save_strategy != "no", parse_size(config.run.max_shard_size)),
-        )
-        text = describe(made)
-        logger.info("plan: %s", text)
-        fault = misfit(made)
+            )
+            return planning.plan(shape, lengths, cluster, ds_config, cut, saves)
+
+        plain, again = planned(False), planned(True)
+    recomputes = config.model.recomputes
+    if recomputes is None:  # one host may have less memory than another: what one rank needs, all do
+        recomputes = any(from_all(world, needs_recomputation(plain, again)))
+        logger.info("gradient checkpointing: %s", explain_recomputation(plain, again, recomputes))
+    made = again if recomputes else plain
+    text, fault = describe(made), misfit(made)
+    logger.info("plan: %s", text)
+    with together(world):
         if fault is not None and not config.run.allow_low_memory:
             raise UserError(
                 f"{fault} Ways out: --gradient_checkpointing true, smaller --micro_batch_tokens, a file of "
                 "ds_configs that offloads, more GPUs or hosts; `medsft plan` compares them. To try all the "
                 "same: --allow_low_memory true."
             )
-        if fault is not None:
-            logger.warning("--allow_low_memory: %s", fault)
-    return text
+    if fault is not None:
+        logger.warning("--allow_low_memory: %s", fault)
+    return Fit(text, recomputes)
+
+
+def needs_recomputation(plain: planning.Plan, again: planning.Plan) -> bool:
+    """Whether a run keeps too little memory free without gradient checkpointing, and more with it.
+
+    Free is to stay what the plan may be wrong by. Where the most memory is not needed by the activations,
+    computing them again would cost a third more work for nothing.
+    """
+    return _fullest(plain)[0] * (1 + TOLERANCE) > 1 and _fullest(again)[0] < _fullest(plain)[0]
+
+
+def explain_recomputation(plain: planning.Plan, again: planning.Plan, recomputes: bool) -> str:
+    """On or off, and the arithmetic."""
+    share, need = _fullest(plain)
+    if not recomputes:
+        helps = "" if share * (1 + TOLERANCE) <= 1 else "; computing activations again would not change that"
+        return f"off, {need} without it{helps}"
+    return f"on, {need} without it, of which a tenth is to stay free; with it {_fullest(again)[1]}"
+
+
+def _fullest(made: planning.Plan) -> tuple[float, str]:
+    """Share of its memory that the GPU or the host needs, whichever has less to spare, and that in words."""
+    cluster = made.cluster
+    found = [(0.0, f"a host needs {_gb(made.host_bytes)}")]
+    if cluster.gpu is not None:
+        found.append(_share("a GPU", made.gpu_bytes, cluster.gpu_memory_bytes))
+    if cluster.host_memory_bytes is not None:
+        found.append(_share("a host", made.host_bytes, cluster.host_memory_bytes))
+    return max(found)
+
+
+def _share(place: str, need: float, memory: float) -> tuple[float, str]:
+    return need / memory, f"{place} needs {_gb(need)} of {_gb(memory)}"
 
 
 def this_cluster(device: torch.device, ranks_a_host: int, num_hosts: int) -> Cluster:

@@ -70,7 +70,7 @@ from medsft.engine.stop import Stopped, StopRequest
 from medsft.engine.watchdog import progress
 from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
-from medsft.fitting import check_fit
+from medsft.fitting import Fit, check_fit
 from medsft.launch import launch_names
 from medsft.monitor.health import ModelFacts
 from medsft.monitor.metrics import Figures, Hardware, Start
@@ -114,8 +114,8 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     with together(world):
         if world.is_main:
             check_installed(config.run.report_to)
-    batch, ds_config = assembly.settle_settings(config, world)
     base = assembly.open_base(config, world)
+    batch, ds_config = assembly.settle_settings(config, base, world)
     data, validation_data = assembly.encode_data(config, base, folder, world)
     logger.info("first example, %s\n%s", data.source(0), describe_example(data[0], base.tokenizer))
     plan = assembly.plan_steps(config, data, validation_data, batch, world)
@@ -129,7 +129,7 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     if is_finished(folder, checkpoint, plan, early_stopping, world):
         return
 
-    engine = assembly.start_model(config, base, checkpoint, ds_config, world)
+    engine = assembly.start_model(config, base, checkpoint, ds_config, world, fit.recomputes)
     provenance = describe_run(
         config, base, data, validation_data, plan, folder, ds_config, fit, checkpoint, world
     )
@@ -237,7 +237,7 @@ def describe_run(
     plan: StepPlan,
     folder: RunFolder,
     ds_config: dict[str, Any],
-    fit: str,
+    fit: Fit,
     checkpoint: Checkpoint | None,
     world: World,
 ) -> Provenance:
@@ -266,7 +266,8 @@ def describe_run(
                 "num_examples": len(data),
                 "data": data.summary.facts(),
                 "validation_data": validation_data and validation_data.summary.facts(),
-                "plan": fit,
+                "plan": fit.text,
+                "gradient_checkpointing": fit.recomputes,
                 "deepspeed": ds_config,
             }
             write_json(folder.description, {**provenance.origin(), **facts})

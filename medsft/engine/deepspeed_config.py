@@ -15,14 +15,8 @@ from typing import Any
 import torch
 
 from medsft.errors import UserError
-
-# Elements. Hugging Face's `auto` rule gives hidden², 8 % of one ChatGLM-6B layer (201M parameters): every
-# layer would be fetched in twelve pieces.
-_AUTO_ZERO = {
-    "reduce_bucket_size": 200_000_000,
-    "stage3_prefetch_bucket_size": 200_000_000,
-    "stage3_param_persistence_threshold": 100_000,
-}
+from medsft.planner.settings import auto_elements
+from medsft.planner.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -87,9 +81,10 @@ def settle(
     source: Path,
     batch: Batch,
     flags: Mapping[str, Any],
+    shape: Shape,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The configuration handed to DeepSpeed: JSON and flags made one.
+    """The configuration handed to DeepSpeed: JSON and flags made one, buckets made for the model's layers.
 
     `flags` holds learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay and max_grad_norm. Raises
     one `UserError` with every contradiction, each showing the JSON's value and the flag's.
@@ -102,7 +97,7 @@ def settle(
     _settle_batch(settled, batch, faults)
     _settle_scalar(settled, "gradient_clipping", "--max_grad_norm", max_grad_norm, faults)
     _settle_optimizer(settled, flags, faults)
-    _settle_zero(settled, faults)
+    _settle_zero(settled, shape, faults)
     _settle_precision(settled, device, faults)
     _settle_accumulation(settled, faults)
     faults += [f'{path} is "auto", which has no flag to take it from' for path in _autos(settled)]
@@ -180,12 +175,12 @@ def _settle_optimizer(settled: dict[str, Any], flags: Mapping[str, Any], faults:
         )
 
 
-def _settle_zero(settled: dict[str, Any], faults: list[str]) -> None:
+def _settle_zero(settled: dict[str, Any], shape: Shape, faults: list[str]) -> None:
     zero = settled.setdefault("zero_optimization", {})
     stage = zero.get("stage")
     if stage != 3:
         faults.append(f"zero_optimization.stage is {stage}, but this trainer shards with stage 3")
-    for key, value in _AUTO_ZERO.items():
+    for key, value in auto_elements(shape).items():
         if zero.get(key) == "auto":
             zero[key] = value
     faults += _zero_faults(zero)

@@ -2,14 +2,16 @@
 
 The ranks of a ZeRO-3 training wait for each other in every layer, so that all have the same step time, the
 slow one and those that wait for it. What differs is the time of the work between the collectives: here that
-of the modules that hold parameters (matrix products, LayerNorms, embedding), forward and where the forward
-pass is repeated for the backward pass, and of the optimizer's update. DeepSpeed gathers a module's weights in
-a hook before its forward pass; the hooks here stand inside of that one. The backward pass cannot be taken
-apart so, and is twice the forward one on the same hardware.
+of the modules whose weights DeepSpeed gathers (blocks, as they are leaf modules of ZeRO-3, embedding, final
+LayerNorm and head), forward and where the forward pass is repeated for the backward pass, and of the
+optimizer's update. The weights are gathered in a hook before such a module's forward pass; the hooks here
+stand inside of that one. The backward pass cannot be taken apart so, and is twice the forward one on the same
+hardware.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,10 +31,9 @@ class OwnWork:
         self.is_on = False
         self._stopwatch = stopwatch
         self._begin: Moment | None = None
-        for part in module.modules():
-            if next(part.parameters(recurse=False), None) is not None:
-                part.register_forward_pre_hook(self._started)
-                part.register_forward_hook(self._ended, prepend=True)
+        for part in gathered_modules(module):
+            part.register_forward_pre_hook(self._started)
+            part.register_forward_hook(self._ended, prepend=True)
         optimizer.register_step_pre_hook(self._started)
         optimizer.register_step_post_hook(self._ended)
 
@@ -44,3 +45,16 @@ class OwnWork:
         if self.is_on and self._begin is not None:
             self._stopwatch.add(NAME, self._begin, self._stopwatch.now())
             self._begin = None
+
+
+def gathered_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose weights ZeRO-3 gathers as one: its leaves, and others that hold parameters."""
+    from deepspeed.utils import z3_leaf_module
+
+    if z3_leaf_module(module):
+        yield module
+        return
+    if next(module.parameters(recurse=False), None) is not None:
+        yield module
+    for part in module.children():
+        yield from gathered_modules(part)

@@ -80,9 +80,9 @@ def read_configs(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def is_for(ds_config: Mapping[str, Any], cluster: Cluster) -> bool:
+def is_for(ds_config: Mapping[str, Any], shape: Shape, cluster: Cluster) -> bool:
     """Whether precision and grouping suit these GPUs."""
-    settings, gpu = ZeroSettings.of(ds_config), cluster.gpu
+    settings, gpu = ZeroSettings.of(ds_config, shape), cluster.gpu
     if gpu is None:
         return settings.precision == "fp32"
     if settings.precision != ("bf16" if gpu.has_bf16 else "fp16"):
@@ -108,7 +108,7 @@ def candidates(job: Job, cluster: Cluster, configs: Mapping[str, dict[str, Any]]
     found = [
         min(_ways(name, job, cluster, for_gpu(config, cluster)), key=_order)
         for name, config in configs.items()
-        if is_for(config, cluster)
+        if is_for(config, job.shape, cluster)
     ]
     return sorted(found, key=_order)
 
@@ -261,8 +261,7 @@ def command(
         words += ["--max_steps", str(made.batch.max_steps)]
     else:
         words += ["--num_train_epochs", f"{made.batch.num_epochs:g}"]
-    if made.batch.checkpointing:
-        words += ["--gradient_checkpointing", "true"]
+    words += ["--gradient_checkpointing", "true" if made.batch.checkpointing else "false"]
     if not made.batch.packing:
         words += ["--packing", "false"]
     return words

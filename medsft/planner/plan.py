@@ -160,7 +160,7 @@ def plan(
             f"a global batch of {batch.global_size}, {batch.per_device_size} examples a micro-batch and "
             f"{batch.num_micro_batches} micro-batches cannot be; each must be 1 or more."
         )
-    settings = ZeroSettings.of(ds_config)
+    settings = ZeroSettings.of(ds_config, shape)
     sizes = _sizes(
         lengths,
         cluster.world_size,

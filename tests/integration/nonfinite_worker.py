@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.base import open_base_model
+from medsft.chatglm.block import ChatGLMBlock
 from medsft.config import parse
 from medsft.data.cache import load_or_build
 from medsft.data.loader import StepBatches
@@ -22,6 +23,7 @@ from medsft.engine.distributed import complete_environment, start
 from medsft.engine.optimizer import build_optimizer
 from medsft.engine.step import DivergedError, TrainStep, start_engine
 from medsft.engine.zero import build_partitioned, gathered, load_slices
+from medsft.planner.shape import Shape
 
 
 def digest(model, world):
@@ -41,13 +43,18 @@ def main(model_dir, data_file, cache, ds_file, max_in_a_row):
     data = load_or_build([data_file], base.tokenizer, cache, max_source_length=96, max_target_length=96)
     flags = parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]).flags()
     ds_config = deepspeed_config.settle(
-        deepspeed_config.read_json(Path(ds_file)), Path(ds_file), Batch(8, 4, 1), flags, world.device
+        deepspeed_config.read_json(Path(ds_file)),
+        Path(ds_file),
+        Batch(8, 4, 1),
+        flags,
+        Shape.of(base.config),
+        world.device,
     )
     dtype = deepspeed_config.compute_dtype(ds_config)
     model = build_partitioned(lambda: ChatGLMForConditionalGeneration(base.config), ds_config)
     load_slices(model, base.weights, world)
     optimizer = build_optimizer(model, ds_config, 1e-3, (0.9, 0.999), 1e-8, 0.0)
-    engine = start_engine(model, optimizer, ds_config)
+    engine = start_engine(model, optimizer, ds_config, leaves=[ChatGLMBlock])
     step = TrainStep(engine, world, lambda _: 1e-3, int(max_in_a_row))
     poisoned = {"now": False}
 

@@ -1,9 +1,11 @@
-"""One loss curve: ranks, micro-batches and packing must not show in the losses.
+"""One loss curve: ranks, micro-batches, packing and what ZeRO-3 sends at once must not show in the losses.
 
 The reference is a plain loop of one process over the same step plan, which shares only the model, the plan
 and the learning rates with the trainer: one example at a time, unpacked, with full logits and torch's own
 clipping and AdamW.
 """
+
+import json
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from medsft.chatglm.weights import load_model
 from medsft.data.cache import load_or_build
 from medsft.data.plan import StepPlan
 from medsft.engine.schedule import Schedule
+from medsft.planner.shape import Shape
 
 NUM_STEPS = 20
 BATCH = 16
@@ -130,6 +133,10 @@ def test_the_losses_are_those_of_a_plain_loop(
     result = launch([*flags(toy_model, instruction_file, validation_file, run), *more], ranks, launcher)
     assert result.returncode == 0, result.stdout + result.stderr
     assert (run / "DONE").exists()
+    layer = Shape.of(open_base_model(toy_model).config).layer_parameters
+    described = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert described["deepspeed"]["zero_optimization"]["stage3_prefetch_bucket_size"] == layer
+    assert described["gradient_checkpointing"] is ("--gradient_checkpointing" in more)
     metrics = read_metrics(run)
     losses, norms, validation_loss = reference
     assert [line["step"] for line in metrics] == list(range(1, NUM_STEPS + 1))

@@ -25,6 +25,21 @@ def test_several_files_with_blanks_and_chinese():
     assert config.model.model_name_or_path == "模 型"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], None), (["auto"], None), (["True"], True), (["false"], False), ("bare", True)],
+)
+def test_gradient_checkpointing_is_left_to_the_plan_or_switched(words, expected):
+    words = [] if words == "bare" else words
+    flag = [] if expected is None and not words else ["--gradient_checkpointing", *words]
+    assert parse([*flag, *REQUIRED]).model.recomputes is expected
+
+
+def test_a_wrong_switch_says_what_is_allowed():
+    with pytest.raises(UserError, match="--gradient_checkpointing maybe must be auto, true or false"):
+        parse([*REQUIRED, "--gradient_checkpointing", "maybe"])
+
+
 def test_deepspeed_adds_local_rank_with_equals():
     assert parse(["--local_rank=3", *REQUIRED]).run.local_rank == 3
 

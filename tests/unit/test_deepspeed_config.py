@@ -13,8 +13,11 @@ from medsft.engine.deepspeed_config import (
     settle,
 )
 from medsft.errors import UserError
+from medsft.planner.settings import ZeroSettings, auto_elements
+from medsft.planner.shape import Shape
 
 CPU = torch.device("cpu")
+CHATGLM_6B = Shape(130_528, 4096, 28, 32, 16_384)
 FLAGS = {
     "learning_rate": 5e-5,
     "adam_beta1": 0.9,
@@ -27,7 +30,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
 def settled(values, device=CPU):
-    return settle(values, Path("x.json"), Batch(16, 8, 2), FLAGS, device)
+    return settle(values, Path("x.json"), Batch(16, 8, 2), FLAGS, CHATGLM_6B, device)
 
 
 def settled_file(path):
@@ -64,6 +67,25 @@ def test_shipped_jsons_are_what_their_names_say():
     hpz, plain = of["zero3_hpz"], of["zero3"]
     assert hpz["zero_optimization"].pop("zero_hpz_partition_size") == 8
     assert hpz == plain
+
+
+def test_auto_is_made_for_the_layers_of_the_model():
+    made = auto_elements(CHATGLM_6B)
+    assert made == {
+        "reduce_bucket_size": 201_379_840,  # 12 x 4096² and its biases and LayerNorms
+        "stage3_prefetch_bucket_size": 201_379_840,
+        "stage3_param_persistence_threshold": 16_384,
+    }
+    layer = list(CHATGLM_6B.tensors())[1:13]
+    assert sum(layer) == made["reduce_bucket_size"]
+    whole = [size for size in layer if size <= made["stage3_param_persistence_threshold"]]
+    assert len(whole) == 8 and max(whole) == 16_384  # four biases and two LayerNorms, no matrix
+    toy = Shape(512, 128, 2, 4, 512)
+    assert auto_elements(toy)["stage3_param_persistence_threshold"] == 512 < min(128 * 128, 128 * 512)
+    result = settled_file(FOLDER / "zero3.json")
+    assert {name: result["zero_optimization"][name] for name in made} == made
+    planned = ZeroSettings.of(read_json(FOLDER / "zero3.json"), CHATGLM_6B)
+    assert (planned.reduce_bucket, planned.prefetch_bucket) == (201_379_840, 201_379_840)
 
 
 def test_each_json_has_a_line_in_the_readme():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from medsft.planner.advice import read_configs
 from medsft.planner.cluster import Cluster
 from medsft.planner.hardware import GPUS, LINKS
 from medsft.planner.lengths import Lengths
+from medsft.planner.memory import Stage
 from medsft.planner.plan import Batch, Plan, plan
 from medsft.planner.shape import Shape
 
@@ -181,6 +183,48 @@ def test_one_line_at_the_start():
     assert line.startswith("a host needs about") and "a step" not in line
 
 
+def two_plans(gpu_memory_gib: float) -> tuple[Plan, Plan]:
+    """Eight A100 of so much memory, 64 examples in a pass, without and with gradient checkpointing."""
+    cluster = Cluster(GPUS["A100-80"], 8, 1, gpu_memory_gib * 2**30, 1000 * 2**30, LINKS["nvlink3"])
+    lengths = Lengths.from_quantiles(num_examples=100)
+    zero3 = read_configs()["zero3.json"]
+    return tuple(
+        plan(CHATGLM_6B, lengths, cluster, zero3, Batch(512, 64, 1, checkpointing=recomputes))
+        for recomputes in (False, True)
+    )
+
+
+def test_gradient_checkpointing_is_on_only_where_memory_asks_for_it():
+    plain, again = two_plans(80)
+    assert again.gpu_bytes < plain.gpu_bytes < 80 * 2**30 / 1.1
+    assert not fitting.needs_recomputation(plain, again)
+    line = fitting.explain_recomputation(plain, again, False)
+    assert line.startswith("off, a GPU needs ") and " of 85.9 GB without it" in line
+
+    tight = plain.gpu_bytes * 1.05 / 2**30  # fits, but with less to spare than the plan may be wrong by
+    plain, again = two_plans(tight)
+    assert plain.fits and fitting.needs_recomputation(plain, again)
+    line = fitting.explain_recomputation(plain, again, True)
+    assert line.startswith("on, a GPU needs ") and "; with it a GPU needs " in line
+
+    plain, again = (
+        replace(made, stages=(Stage("optimiser step", {"Adam": 90e9}, {}),)) for made in two_plans(80)
+    )
+    assert not fitting.needs_recomputation(plain, again)
+    assert "would not change that" in fitting.explain_recomputation(plain, again, False)
+
+
+def test_gradient_checkpointing_is_decided_by_the_hosts_memory_on_a_cpu():
+    plain, again = (
+        replace(made_plan(None, 1000, "zero3_cpu.json"), stages=stages)
+        for stages in ((Stage("passes", {}, {"all": size}),) for size in (95e9, 60e9))
+    )
+    small = [replace(made, cluster=replace(made.cluster, host_memory_bytes=100e9)) for made in (plain, again)]
+    assert not fitting.needs_recomputation(plain, again)
+    assert fitting.needs_recomputation(*small)
+    assert "a host needs 95.0 GB of 100.0 GB" in fitting.explain_recomputation(*small, True)
+
+
 def test_a_misfit_starts_only_when_told_to(tmp_path, caplog):
     """ChatGLM-6B in fp32 on hosts like this one, a thousand examples of 2,048 tokens a micro-batch."""
     config = ChatGLMConfig()
@@ -198,10 +242,11 @@ def test_a_misfit_starts_only_when_told_to(tmp_path, caplog):
                     with pytest.raises(UserError, match=r"cannot fit.*activations.*--allow_low_memory true"):
                         fitting.check_fit(*arguments, World(0, 1, 0, torch.device("cpu")))
                 else:
-                    fitting.check_fit(*arguments, World(0, 1, 0, torch.device("cpu")))
+                    fit = fitting.check_fit(*arguments, World(0, 1, 0, torch.device("cpu")))
     finally:
         dist.destroy_process_group()
-    assert "plan: a host needs about" in caplog.text
+    assert fit.recomputes and "gradient checkpointing: on, a host needs" in caplog.text
+    assert f"plan: {fit.text}" in caplog.text and fit.text.startswith("a host needs about")
     assert "--allow_low_memory: the run cannot fit" in caplog.text
 
 

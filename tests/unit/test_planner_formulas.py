@@ -28,7 +28,7 @@ from medsft.planner.times import step_times
 CHATGLM_6B = Shape(130_528, 4096, 28, 32, 16_384)
 PARAMETERS = 6_173_286_400
 STEPS, TOKENS, TARGETS = 1429, 1056, 554
-ZERO3, HPZ = (ZeroSettings.of(read_configs()[name]) for name in ("zero3.json", "zero3_hpz.json"))
+ZERO3, HPZ = (ZeroSettings.of(read_configs()[name], CHATGLM_6B) for name in ("zero3.json", "zero3_hpz.json"))
 
 
 def sizes(num_slots: float = TOKENS, num_targets: float = TARGETS, ranks: int = 1) -> StepSizes:
@@ -197,7 +197,7 @@ def test_traffic_of_the_optimiser():
     assert traffic.optimizer_bytes(PARAMETERS, 1, one_pass=True) / 4.8e12 == pytest.approx(36e-3, rel=1e-2)
     assert traffic.optimizer_bytes(PARAMETERS, 1, one_pass=True) / 3.35e12 == pytest.approx(52e-3, rel=1e-2)
     assert traffic.optimizer_bytes(PARAMETERS, 1) / PARAMETERS == pytest.approx(50, rel=0.1)
-    nvme = ZeroSettings.of(read_configs()["zero3_nvme.json"])
+    nvme = ZeroSettings.of(read_configs()["zero3_nvme.json"], CHATGLM_6B)
     assert [size / 1e9 for size in traffic.nvme_bytes(PARAMETERS, nvme, 1)] == pytest.approx(
         [98.8, 98.8], abs=0.1
     )
@@ -232,7 +232,7 @@ def test_one_gpu_with_the_optimiser_on_the_host():
     """3 to 7 s a step, and 12.35 GB with buckets and activations on the GPU: 18 to 22 GB."""
     from medsft.planner.cluster import Efficiency
 
-    settings = ZeroSettings.of(read_configs()["zero3_offload_optimizer.json"])
+    settings = ZeroSettings.of(read_configs()["zero3_offload_optimizer.json"], CHATGLM_6B)
     place, cluster = memory.Place(True, 1), cluster_of("V100-32", 1)
     times = step_times(CHATGLM_6B, settings, cluster, sizes(), False, Efficiency())
     assert times is not None and 3 < times.step_s < 7
@@ -261,7 +261,7 @@ def test_host_memory_of_offloading_as_documented(name, plain_gb, one_gpu_gb, buf
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
     assert f"{plain_gb} GB of host memory" in row and f"{one_gpu_gb} GB on one GPU" in row
-    settings = ZeroSettings.of(read_configs()[name])
+    settings = ZeroSettings.of(read_configs()[name], CHATGLM_6B)
 
     def kept(settings: ZeroSettings) -> float:
         found = memory.stages(

@@ -110,7 +110,7 @@ def test_impossible_settings():
     with pytest.raises(UserError, match="--efficiency 0 must be above 0"):
         Efficiency(compute=0)
     with pytest.raises(UserError, match="stage is 2"):
-        ZeroSettings.of({"zero_optimization": {"stage": 2}})
+        ZeroSettings.of({"zero_optimization": {"stage": 2}}, CHATGLM_6B)
     with pytest.raises(UserError, match="each must be 1 or more"):
         plan(CHATGLM_6B, DATA, cluster_of("A100", 8), CONFIGS["zero3.json"], Batch(0, 1, 1))
 
