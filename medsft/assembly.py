@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +18,6 @@ from medsft.checkpoint.reader import Checkpoint
 from medsft.config import Config
 from medsft.data.cache import load_or_build
 from medsft.data.dataset import EncodedDataset
-from medsft.data.encode import describe_example
 from medsft.data.files import expand_files
 from medsft.data.loader import StepBatches
 from medsft.data.plan import StepPlan, check_capacity, split, split_by_count
@@ -50,10 +46,6 @@ logger = logging.getLogger(__name__)
 
 OF_A_PLACE = frozenset({"local_rank", "output_dir", "data_cache_dir"})
 """Flags that may differ between hosts and between the starts of a run."""
-
-
-NUM_SHOWN = 8
-"""Examples of the first step that are shown decoded."""
 
 
 def settle_settings(config: Config, base: BaseModel, world: World) -> tuple[Batch, dict[str, Any]]:
@@ -229,38 +221,6 @@ def start_model(
             weight_decay=flags.weight_decay,
         )
     return start_engine(model, optimizer, ds_config, leaves=[ChatGLMBlock])
-
-
-def texts(
-    config: Config,
-    base: BaseModel,
-    data: EncodedDataset,
-    plan: StepPlan,
-    ds_config: dict[str, Any],
-    fit: str,
-    hosts: Sequence[str],
-) -> dict[str, str]:
-    """What the run is, as Markdown under names: settings, plan, and what the first step learns from.
-
-    `hosts`: that of each rank.
-    """
-    examples = plan.examples(0)
-    # Indented by four: Markdown shows it letter by letter.
-    shown = "\n\n".join(
-        f"{data.source(int(number))}\n\n"
-        + indent(describe_example(data[int(number)], base.tokenizer), " " * 4)
-        for number in examples[:NUM_SHOWN]
-    )
-    flags = "\n".join(f"| `{name}` | `{value}` |" for name, value in config.flags().items())
-    ranks = "\n".join(f"| {rank} | {host} |" for rank, host in enumerate(hosts))
-    return {
-        "run/flags": f"| flag | value |\n| --- | --- |\n{flags}",
-        "run/deepspeed": indent(json.dumps(ds_config, indent=2), " " * 4),
-        "run/ranks": f"| rank | host |\n| --- | --- |\n{ranks}",
-        "run/plan": f"{plan.num_steps:,} steps of {plan.global_batch_size} examples; {fit}",
-        "data/summary": data.summary.describe(),
-        "data/first batch": f"{min(NUM_SHOWN, len(examples))} of {len(examples)} examples\n\n{shown}",
-    }
 
 
 def flops_of_step(base: BaseModel, data: EncodedDataset, plan: StepPlan, step: int) -> float:

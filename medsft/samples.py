@@ -12,6 +12,8 @@ from medsft.chatglm.base import BaseModel
 from medsft.data.dataset import EncodedDataset
 from medsft.data.encode import encode_prompt
 from medsft.engine.distributed import World, from_all
+from medsft.engine.watchdog import progress
+from medsft.monitor.reporter import Reporter
 from medsft.monitor.sink import Sample
 
 if TYPE_CHECKING:
@@ -61,20 +63,31 @@ class Samples:
     """
 
     def __init__(
-        self, every: int | None, engine: DeepSpeedEngine, base: BaseModel, data: EncodedDataset, world: World
+        self,
+        every: int | None,
+        engine: DeepSpeedEngine,
+        base: BaseModel,
+        data: EncodedDataset,
+        reporter: Reporter,
+        world: World,
     ) -> None:
         self._every = every
         self._engine = engine
         self._base = base
         self._data = data
+        self._reporter = reporter
         self._world = world
 
-    def are_due(self, done: int, is_last: bool) -> bool:
-        """Whether to ask after `done` steps."""
-        return self._every is not None and (is_last or done % self._every == 0)
+    def after_step(self, step: int, is_last: bool) -> None:
+        """After step `step` (from 0): asks and reports, if it is time to. A collective."""
+        done = step + 1
+        if self._every is not None and (is_last or done % self._every == 0):
+            progress(f"the samples after step {done}")
+            if samples := self._ask():
+                self._reporter.samples(done, samples)
 
-    def ask(self) -> list[Sample]:
-        """The answers; none after a failure. A collective."""
+    def _ask(self) -> list[Sample]:
+        """The answers; none after a failure."""
         samples, fault = [], None
         try:
             samples = answer(self._engine, fixed_prompts(self._base, self._data), self._base, self._world)

@@ -33,26 +33,19 @@ if __package__ in (None, ""):
     sys.path[:] = [str(_HERE.parent), *(entry for entry in sys.path if Path(entry or ".").resolve() != _HERE)]
 
 import logging
-import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medsft import assembly
-from medsft.assembly import most_tokens
-from medsft.chatglm.base import BaseModel
 from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.export import export_model
-from medsft.checkpoint.manifest import Validation
-from medsft.checkpoint.reader import Checkpoint
 from medsft.config import Config, parse
-from medsft.data.dataset import EncodedDataset
-from medsft.data.encode import describe_example
-from medsft.data.plan import StepPlan
 from medsft.data.progress import terminal_progress
+from medsft.description import describe_run, start_reporter
 from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import (
     World,
@@ -68,29 +61,16 @@ from medsft.engine.state import TrainingState
 from medsft.engine.step import TrainStep
 from medsft.engine.stop import Stopped, StopRequest
 from medsft.engine.watchdog import progress
-from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
-from medsft.fitting import Fit, check_fit
-from medsft.launch import launch_names
-from medsft.monitor.health import ModelFacts
-from medsft.monitor.metrics import Figures, Hardware, Start
-from medsft.monitor.reporter import Reporter, open_reporter
-from medsft.monitor.trackers import check_installed
-from medsft.planner.shape import Shape
-from medsft.provenance import Provenance, software_versions
+from medsft.monitor.metrics import Figures, Hardware
+from medsft.monitor.reporter import Reporter
+from medsft.preparation import Prepared, prepare
+from medsft.provenance import Provenance
 from medsft.run_folder import RunFolder, step_name, writing
 from medsft.run_lock import check_shared, claim
 from medsft.samples import Samples
-from medsft.saving import (
-    Saving,
-    draft_manifest,
-    find_checkpoint,
-    flags_to_leave_out,
-    identity_of,
-    is_of,
-    make_room,
-    restore,
-)
+from medsft.saving import Saving, draft_manifest, flags_to_leave_out, identity_of, is_of, restore
+from medsft.validating import Validating
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -111,57 +91,47 @@ def run(config: Config, world: World, stop: StopRequest) -> None:
 
 def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) -> None:
     """Everything a run does, top to bottom."""
-    with together(world):
-        if world.is_main:
-            check_installed(config.run.report_to)
-    base = assembly.open_base(config, world)
-    batch, ds_config = assembly.settle_settings(config, base, world)
-    data, validation_data = assembly.encode_data(config, base, folder, world)
-    logger.info("first example, %s\n%s", data.source(0), describe_example(data[0], base.tokenizer))
-    plan = assembly.plan_steps(config, data, validation_data, batch, world)
-    assembly.compare_ranks(config, base, data, validation_data, plan, ds_config, world)
-    fit = check_fit(config, base.config, data, plan, batch, most_tokens(config), ds_config, world)
-    checkpoint = find_checkpoint(config, base, plan, folder, world)
-    start_step = 0 if checkpoint is None else checkpoint.manifest.step
+    prepared = prepare(config, folder, world)
+    base, plan, checkpoint = prepared.base, prepared.plan, prepared.checkpoint
     early_stopping = EarlyStopping(config.run.early_stopping_patience, config.run.early_stopping_threshold)
     if checkpoint is not None:
         early_stopping.restore(checkpoint.manifest.counters)
-    if is_finished(folder, checkpoint, plan, early_stopping, world):
+    if is_finished(prepared, folder, early_stopping, world):
         return
 
-    engine = assembly.start_model(config, base, checkpoint, ds_config, world, fit.recomputes)
-    provenance = describe_run(
-        config, base, data, validation_data, plan, folder, ds_config, fit, checkpoint, world
+    engine = assembly.start_model(
+        config, base, checkpoint, prepared.ds_config, world, prepared.fit.recomputes
     )
     hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
-    texts = partial(assembly.texts, config, base, data, plan, ds_config, fit, hardware.hosts)
-    reporter = start_reporter(config, base, plan, folder, texts, start_step, world)
+    provenance = describe_run(prepared, folder, world)
+    reporter = start_reporter(prepared, folder, hardware.hosts, world)
     schedule = assembly.learning_rate(config, plan)
     step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
-    flops_of_step = partial(assembly.flops_of_step, base, data, plan)
+    flops_of_step = partial(assembly.flops_of_step, base, prepared.data, plan)
     figures = Figures(world.device, sum_over_ranks, partial(numbers_of_all, world), hardware, flops_of_step)
     state = TrainingState(engine, world)
     if checkpoint is not None:
         restore(checkpoint, state, step, figures, world)
+    validating = Validating(prepared, engine, early_stopping, reporter, world)
+    samples = Samples(config.run.sample_steps, engine, base, prepared.unseen, reporter, world)
     identity = identity_of(base, plan)
-    draft = partial(draft_manifest, provenance, identity, plan, ds_config, step, figures, early_stopping)
+    draft = partial(
+        draft_manifest, provenance, identity, plan, prepared.ds_config, step, figures, early_stopping
+    )
     saving = Saving(config.run, plan, folder, state, base, draft, reporter, world)
-    validation = None if checkpoint is None else checkpoint.manifest.validation
 
     stop.arm()
     if reason := stop.verdict(*largest(world, stop.vote(world)), world):
         stop.clear()
-        raise Stopped(reason, start_step, flags_to_leave_out(config.run))
-    batches = assembly.open_batches(config, data, plan, start_step, batch, base, world)
-    samples = Samples(config.run.sample_steps, engine, base, validation_data or data, world)
-    done = start_step
+        raise Stopped(reason, prepared.start_step, flags_to_leave_out(config.run))
+    done = prepared.start_step
+    batches = assembly.open_batches(config, prepared.data, plan, done, prepared.batch, base, world)
     with reporter, saving, batches as steps:
         for info, micro_batches in figures.waiting(steps):
             if early_stopping.is_due:
                 break
             done = info.step + 1
-            is_last = done == plan.num_steps
-            is_reported = is_last or done % config.run.logging_steps == 0
+            is_reported = done == plan.num_steps or done % config.run.logging_steps == 0
             progress(f"step {done}")
             result = step(info.step, micro_batches, info.num_targets, measure=is_reported)
             figures.add(info, result.loss_sum, result.applied)
@@ -170,24 +140,16 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
                 rate = schedule(info.step)
                 reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.state()))
             with figures.paused():
-                if validation_data is not None and (is_last or is_evaluation_due(config, plan, info.step)):
-                    progress(f"the validation after step {done}")
-                    size, limit = config.run.per_device_eval_batch_size, most_tokens(config)
-                    loss = validation_loss(engine, validation_data, size, limit, base.pad_token_id, world)
-                    loss = from_main(world, loss)  # all ranks decide by one number
-                    reporter.validation(done, loss)
-                    early_stopping.see(done, loss)
-                    validation = Validation(done, loss) if math.isfinite(loss) else None
-                if samples.are_due(done, is_last or early_stopping.is_due):
-                    progress(f"the samples after step {done}")
-                    reporter.samples(done, samples.ask())
-                saving.after_step(info.step, stop, validation, is_last=early_stopping.is_due)
+                validating.after_step(info.step)
+                is_last = done == plan.num_steps or early_stopping.is_due
+                samples.after_step(info.step, is_last)
+                saving.after_step(info.step, stop, validating.newest, is_last)
             progress(f"its wait for the data of step {done + 1}")
     stop.finishing()
     saving.settle()
     progress("the writing of the model")
     provenance = replace(provenance, step=done, **figures.totals())
-    save_model(config, engine, base, provenance, folder, world)
+    save_model(prepared, engine, provenance, folder, world)
     finish(folder, provenance, early_stopping, reporter, world)
 
 
@@ -207,15 +169,10 @@ def claimed_folder(config: Config, world: World, stop: StopRequest) -> Iterator[
         yield folder
 
 
-def is_finished(
-    folder: RunFolder,
-    checkpoint: Checkpoint | None,
-    plan: StepPlan,
-    early_stopping: EarlyStopping,
-    world: World,
-) -> bool:
+def is_finished(prepared: Prepared, folder: RunFolder, early_stopping: EarlyStopping, world: World) -> bool:
     """Whether the run that this one would go on with has nothing left to do, which is logged."""
-    if checkpoint is None or not (checkpoint.manifest.step == plan.num_steps or early_stopping.is_due):
+    checkpoint, last = prepared.checkpoint, prepared.plan.num_steps
+    if checkpoint is None or not (checkpoint.manifest.step == last or early_stopping.is_due):
         return False
     if not from_main(world, is_of(checkpoint, folder) and folder.done.exists()):
         return False
@@ -229,95 +186,18 @@ def is_finished(
     return True
 
 
-def describe_run(
-    config: Config,
-    base: BaseModel,
-    data: EncodedDataset,
-    validation_data: EncodedDataset | None,
-    plan: StepPlan,
-    folder: RunFolder,
-    ds_config: dict[str, Any],
-    fit: Fit,
-    checkpoint: Checkpoint | None,
-    world: World,
-) -> Provenance:
-    """Makes room in the folder, writes run.json, and begins the model's provenance.
-
-    A run that begins at step 0 leaves nothing of an earlier one in place; one that goes on from a checkpoint
-    of this folder moves only what is newer.
-    """
-    provenance = Provenance(
-        base_model=str(base.folder),
-        data_fingerprint=data.fingerprint,
-        prompt_template=data.summary.template,
-        flags=config.flags(),
-        versions=software_versions(),
-    )
-    start_step = 0 if checkpoint is None else checkpoint.manifest.step
-    with together(world), writing(folder.path):
-        if world.is_main:
-            make_room(folder, checkpoint)
-            facts = {
-                "launch": launch_names(os.environ),
-                "world_size": world.size,
-                "start_step": start_step,
-                "num_steps": plan.num_steps,
-                "global_batch_size": plan.global_batch_size,
-                "num_examples": len(data),
-                "data": data.summary.facts(),
-                "validation_data": validation_data and validation_data.summary.facts(),
-                "plan": fit.text,
-                "gradient_checkpointing": fit.recomputes,
-                "deepspeed": ds_config,
-            }
-            write_json(folder.description, {**provenance.origin(), **facts})
-    return provenance
-
-
-def start_reporter(
-    config: Config,
-    base: BaseModel,
-    plan: StepPlan,
-    folder: RunFolder,
-    texts: Callable[[], Mapping[str, str]],
-    start_step: int,
-    world: World,
-) -> Reporter:
-    """Opens everything that the run reports to, and tells what it is."""
-    model = ModelFacts(Shape.of(base.config).num_parameters, config.optimization.learning_rate)
-    trackers = config.run.report_to
-    reporter = open_reporter(
-        folder, plan.num_steps, world.is_main, start_step, model, trackers, config.flags()
-    )
-    reporter.start(Start(start_step, world.size))
-    reporter.texts(texts)
-    return reporter
-
-
-def is_evaluation_due(config: Config, plan: StepPlan, step: int) -> bool:
-    """After step `step` (from 0): every `--eval_steps`, or when an epoch ends."""
-    if config.run.eval_steps is not None:
-        return (step + 1) % config.run.eval_steps == 0
-    return plan.ends_epoch(step)
-
-
 def save_model(
-    config: Config,
-    engine: DeepSpeedEngine,
-    base: BaseModel,
-    provenance: Provenance,
-    folder: RunFolder,
-    world: World,
+    prepared: Prepared, engine: DeepSpeedEngine, provenance: Provenance, folder: RunFolder, world: World
 ) -> None:
     """The final model, complete when its folder appears."""
     with terminal_progress("writing the model") as progress:
         export_model(
             engine.module,
-            base.config,
-            base.tokenizer,
+            prepared.base.config,
+            prepared.base.tokenizer,
             provenance,
             folder.model,
-            max_shard_bytes=parse_size(config.run.max_shard_size),
+            max_shard_bytes=parse_size(prepared.config.run.max_shard_size),
             world=world,
             progress=progress,
         )

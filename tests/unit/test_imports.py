@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Room -> rooms it may not know of. A room is a file or a folder of medsft.
 COMMANDS = {"train", "cli"}
-PARTS = {"assembly", "saving", "fitting", "samples"}
+PARTS = {"assembly", "saving", "fitting", "samples", "preparation", "description", "validating"}
 RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", *PARTS, *COMMANDS}
 FORBIDDEN = {
     "allreduce": {"*"},
@@ -38,9 +38,12 @@ FORBIDDEN = {
     "checkpoint": RUN - {"engine", "checkpoint"},
     "inference": RUN - {"inference"},
     "evaluation": {"monitor", "checkpoint", *PARTS, *COMMANDS},
-    "assembly": {"monitor", "evaluation", "inference", "saving", "fitting", *COMMANDS},
+    "assembly": {"monitor", "evaluation", "inference", *PARTS - {"assembly"}, *COMMANDS},
     "samples": {"checkpoint", "evaluation", "inference", "config", *PARTS - {"samples"}, *COMMANDS},
-    "saving": {"samples", "evaluation", "inference", *COMMANDS},
+    "saving": {*PARTS - {"saving", "assembly"}, "evaluation", "inference", *COMMANDS},
+    "preparation": {"samples", "description", "validating", "evaluation", "inference", *COMMANDS},
+    "description": {"samples", "validating", "evaluation", "inference", *COMMANDS},
+    "validating": {"samples", "description", "inference", *COMMANDS},
     "train": {"cli"},
 }
 

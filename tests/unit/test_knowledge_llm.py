@@ -184,7 +184,7 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(serve, tmp_path):
 
 
 def test_a_run_that_is_killed_has_paid_for_every_stored_answer_once(serve, tmp_path, monkeypatch):
-    """A real process and a real SIGKILL, while a third request is under way; the output is that of any run."""
+    """A real process and a real SIGKILL, while a third request is under way; the output is as of any run."""
     go_on = threading.Event()
     server = serve(lambda attempt: None if server.attempts.total() < 3 or go_on.wait(60) else "500")
     out = tmp_path / "written.jsonl"

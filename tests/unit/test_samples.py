@@ -86,22 +86,40 @@ def test_the_questions_are_of_the_data_and_of_the_box():
     assert [prompt.expected for prompt in rest] == ["", ""]
 
 
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.of_step = {}
+
+    def samples(self, done, samples):
+        self.of_step[done] = samples
+
+
 def test_answers_come_every_so_many_steps_and_at_the_end():
-    engine = Engine()
-    asked = Samples(4, engine, BASE, Data((("甲头", "乙丙"),)), ALONE)
-    assert [done for done in range(1, 11) if asked.are_due(done, done == 10)] == [4, 8, 10]
-    first, *rest = asked.ask()
+    engine, told = Engine(), Told()
+    asked = Samples(4, engine, BASE, Data((("甲头", "乙丙"),)), told, ALONE)
+    for step in range(10):
+        asked.after_step(step, is_last=step == 9)
+    assert list(told.of_step) == [4, 8, 10]
+    first, *rest = told.of_step[4]
     assert (first.question, first.answer, first.expected) == ("甲头", "头头", "乙丙")
     assert [sample.answer for sample in rest] == [question[-1] * 2 for question in FROM_THE_BOX]
-    assert engine.calls == ["eval", "generate", "train"]
-    assert not Samples(None, engine, BASE, Data(()), ALONE).are_due(10, True)
+    assert engine.calls == ["eval", "generate", "train"] * 3
+
+
+def test_nobody_asks_unless_told_to():
+    engine, told = Engine(), Told()
+    Samples(None, engine, BASE, Data(()), told, ALONE).after_step(9, is_last=True)
+    assert (engine.calls, told.of_step) == ([], {})
 
 
 def test_a_failure_ends_the_samples_and_not_the_training(caplog):
-    engine = Engine(RuntimeError("no kernel"))
-    asked = Samples(1, engine, BASE, Data((("甲", "乙"),)), ALONE)
-    assert asked.ask() == []
-    assert not asked.are_due(5, True)
+    engine, told = Engine(RuntimeError("no kernel")), Told()
+    asked = Samples(1, engine, BASE, Data((("甲", "乙"),)), told, ALONE)
+    asked.after_step(0, is_last=False)
+    asked.after_step(1, is_last=True)
+    assert not told.of_step
     assert engine.calls == ["eval", "generate", "train"]  # or dropout and the like would stay off
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning == "the samples cannot be made (no kernel); the training goes on without them"
