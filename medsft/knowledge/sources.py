@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from medsft.data.files import BadRecord, OnBytes, iter_objects
 from medsft.data.records import BadLine
 from medsft.knowledge.cleaning import clean_name, clean_text, clean_values
+from medsft.knowledge.texts_file import read_texts
 
 NAME_FIELD = "中心词"
 TRIPLE_COLUMNS = (
@@ -85,7 +84,7 @@ def canonical(relation: str) -> str:
 
 @cache
 def _aliases() -> dict[str, str]:
-    names = yaml.safe_load(_ALIASES.read_text(encoding="utf-8"))
+    names = read_texts(_ALIASES, "file of aliases")
     return {_key(alias): name for name, aliases in names.items() for alias in [name, *aliases]}
 
 
