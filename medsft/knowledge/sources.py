@@ -30,8 +30,6 @@ TRIPLE_COLUMNS = (
     ("实体1", "关系", "实体2"),
     ("entity1", "relation", "entity2"),
 )
-MAX_LINE_BYTES = 64 * 2**20
-"""A longer line is no record of one entity; it is counted as bad, without being held in memory."""
 
 _NODE_NAMES = ("name", "名称", "title", NAME_FIELD)
 _ALIASES = Path(__file__).with_name("aliases.yaml")
@@ -61,7 +59,7 @@ def iter_statements(path: Path, on_bytes: OnBytes | None = None) -> Iterator[Sta
         UserError: as in `medsft.data.files.iter_objects`.
     """
     nodes: dict[str, str] = {}
-    for line, value in iter_objects(path, on_bytes, MAX_LINE_BYTES):
+    for line, value in iter_objects(path, on_bytes):
         source = f"{path}:{line}"
         for item in _entities(value, nodes):
             try:
