@@ -2,11 +2,13 @@
 
     python benchmarks/data.py                         # 20,000 records; a plan for 10 million examples
     python benchmarks/data.py --file data/train.jsonl # check and convert pairs of your own
-    python benchmarks/data.py --parts build cache plan --records 1000000 --cached 10000000 --name data_1m
+    python benchmarks/data.py --parts build --records 1000000 --name data_1m_build
+    python benchmarks/data.py --parts cache plan --cached 10000000 --name data_10m_cache
 
 Records are made from the project's graph: numbered names, and of their values a third is numbered too, so
-that four records or so share one, as in the long tail of a real graph. Memory is that of all processes of a
-part together, above what the process held before it began; what two share counts once.
+that four records or so share one, as in the long tail of a real graph. Examples of the token cache are the
+graph's facts, one relation each, under numbered names. Memory is that of all processes of a part together,
+above what the process held before it began; what two share counts once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import psutil
@@ -33,9 +35,12 @@ from medsft.data.plan import StepPlan
 from medsft.data.workers import num_cores
 from medsft.knowledge.build import build_pairs
 from medsft.knowledge.graph import COMMON_GRAPH, Graph, read_graph
+from medsft.knowledge.pairs import make_pairs
 from medsft.knowledge.split import write_split
+from medsft.knowledge.templates import load_templates
 
 Row = dict[str, object]
+LATE_STEP = 1_000_000
 PARTS = ("build", "split", "check", "cache", "plan")
 
 
@@ -55,6 +60,16 @@ def write_graph(path: Path, num_records: int) -> None:
             }
             name = f"{records[place]['中心词']}{again}型"
             file.write(json.dumps({"中心词": name, **record}, ensure_ascii=False) + "\n")
+
+
+def write_examples(path: Path, num_examples: int) -> None:
+    """Pairs of the project's graph again and again, under numbered names and without provenance."""
+    pairs = make_pairs(read_graph([COMMON_GRAPH]), load_templates(), 0, ["single"])
+    with path.open("w", encoding="utf-8") as file:
+        for number, pair in enumerate(islice(cycle(pairs), num_examples)):
+            (name,), again = pair.entities, number // len(pairs)
+            text = json.dumps(pair.record(), ensure_ascii=False)
+            file.write(text.replace(name, f"{name}{again}型") + "\n")
 
 
 def family_bytes() -> int:
@@ -167,37 +182,44 @@ def check_rows(some: Path, folder: Path, num_pairs: int, num_workers: int) -> It
     yield measured("convert", num_pairs, "pairs", convert)
 
 
-def cache_rows(pairs: Path, folder: Path, num_examples: int, num_workers: int) -> Iterator[Row]:
-    """The token cache: built, then opened again with the first look at a step in the middle of it."""
-    texts = (f"{record['context']}{record['target']}" for _, record in islice(iter_objects(pairs), 5000))
+def cache_rows(folder: Path, num_examples: int, num_workers: int) -> Iterator[Row]:
+    """The token cache: built, then opened again with the first look at a late step."""
+    examples = folder / "examples.jsonl"
+    if not examples.exists():
+        write_examples(examples, num_examples)
+    texts = (f"{record['context']}{record['target']}" for _, record in islice(iter_objects(examples), 5000))
     tokenizer = train_tokenizer(texts, folder / "tokenizer", 4000)
     limits = {"max_source_length": 256, "max_target_length": 256, "max_samples": num_examples}
 
     def build() -> str:
-        tokens = load_or_build([pairs], tokenizer, folder / "cache", num_workers=num_workers, **limits)
+        tokens = load_or_build([examples], tokenizer, folder / "cache", num_workers=num_workers, **limits)
         size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.arrow"))
         return f"{tokens.summary.num_tokens:,} tokens, {size / 1e9:.2f} GB"
 
     def open_again() -> str:
-        tokens = load_or_build([pairs], tokenizer, folder / "cache", **limits)
-        plan = StepPlan.for_run(len(tokens), tokens.fingerprint, 16, 0, 1.0)
-        rows = [tokens[int(index)] for index in plan.examples(plan.num_steps // 2)]
-        return f"{len(rows)} examples of step {plan.num_steps // 2:,}"
+        tokens = load_or_build([examples], tokenizer, folder / "cache", **limits)
+        begin_s = time.perf_counter()
+        rows = [tokens[int(index)] for index in run_of(len(tokens), tokens.fingerprint).examples(LATE_STEP)]
+        seconds = time.perf_counter() - begin_s
+        return f"{len(rows)} examples of step {LATE_STEP:,}, {seconds:.2f} s of the time"
 
     yield measured("token cache, built", num_examples, "examples", build)
     yield measured("token cache, opened", num_examples, "examples", open_again)
 
 
-def plan_rows(num_examples: int, step: int) -> Iterator[Row]:
+def run_of(num_examples: int, fingerprint: str) -> StepPlan:
+    """A run in steps of 16 examples that reaches LATE_STEP."""
+    epochs = (LATE_STEP + 1) * 16 / num_examples + 1
+    return StepPlan.for_run(num_examples, fingerprint, 16, 42, epochs)
+
+
+def plan_rows(num_examples: int) -> Iterator[Row]:
     """The first look at a late step, which shuffles an epoch."""
-    size = 16
-    epochs = (step + 1) * size / num_examples + 1
-    plan = StepPlan.for_run(num_examples, "ab" * 32, size, 42, epochs)
 
     def look() -> str:
-        return f"{len(plan.examples(step))} examples"
+        return f"{len(run_of(num_examples, 'ab' * 32).examples(LATE_STEP))} examples"
 
-    yield measured(f"step plan, step {step:,}", num_examples, "examples", look)
+    yield measured(f"step plan, step {LATE_STEP:,}", num_examples, "examples", look)
 
 
 def main() -> None:
@@ -215,32 +237,34 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the files are made, and kept (default: nowhere)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
     options = parser.parse_args()
+    graph_parts = {"build", "split", "check"} & set(options.parts)
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         graph, pairs, some = folder / "graph.jsonl", folder / "pairs.jsonl", folder / "some.jsonl"
         workers, rows = options.num_workers, []
-        if not graph.exists():
+        if graph_parts and not graph.exists():
             write_graph(graph, options.records)
         if "build" in options.parts:
             rows += build_rows(graph, pairs, options.records, workers)
-        elif not pairs.exists():
-            build_pairs([graph], pairs, 0, ["single"], num_workers=workers)
         if "split" in options.parts:
             rows += split_rows(graph, folder / "split", options.records, workers)
         if "check" in options.parts:
+            if not options.file and not pairs.exists():
+                build_pairs([graph], pairs, 0, ["single"], num_workers=workers)
             with (options.file or pairs).open(encoding="utf-8") as file:
                 lines = list(islice(file, options.checked))
             some.write_text("".join(lines), encoding="utf-8")
             rows += check_rows(some, folder, len(lines), workers)
         if "cache" in options.parts:
-            rows += cache_rows(pairs, folder, options.cached, workers)
+            rows += cache_rows(folder, options.cached, workers)
         if "plan" in options.parts:
-            rows += plan_rows(options.examples, 1_000_000)
-    settings = {
-        "records": options.records,
-        "checked": options.file.name if options.file else "what was built",
-        "processes": workers,
-    }
+            rows += plan_rows(options.examples)
+    settings: dict[str, object] = {"parts": " ".join(options.parts)}
+    if graph_parts:
+        settings["records"] = options.records
+    if "check" in options.parts:
+        settings["checked"] = options.file.name if options.file else "what was built"
+    settings["processes"] = workers
     print(write_result(options.name, settings, rows, options.results))
 
 

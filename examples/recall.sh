@@ -34,8 +34,8 @@ python -m launcher run --num-gpus 2 medsft/train.py \
   --logging_steps 50 --save_strategy no
 
 printf '\n== Recall: learnt facts, unseen words\n'
-medsft compare --base "$out/base" --tuned "$out/run" \
-  --questions "$out/data/recall.jsonl" --min_exact 0.9 | grep "exact answers"
+medsft compare --base "$out/base" --tuned "$out/run" --questions "$out/data/recall.jsonl" \
+  --min_exact 0.9 --output "$out/recall.html" | grep -E 'exact answers|facts|written'
 printf '\n== Generalisation: unseen entities (a model cannot know what it was never told)\n'
-medsft compare --base "$out/base" --tuned "$out/run" \
-  --questions "$out/data/test.jsonl" | grep "exact answers"
+medsft compare --base "$out/base" --tuned "$out/run" --questions "$out/data/test.jsonl" \
+  --output "$out/generalisation.html" | grep -E 'exact answers|facts|written'

@@ -48,7 +48,7 @@ __all__ = ["EncodedDataset", "Row", "cache_key", "load_or_build"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the code makes other tokens, or another file, from the same input."""
 
 _SETTINGS = (

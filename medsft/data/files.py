@@ -20,6 +20,9 @@ from medsft.errors import UserError
 SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".txt": "lines", ".json": "json", ".csv": "csv"}
 """Allowed file name endings and how such a file is read."""
 
+MAX_LINE_BYTES = 64 * 2**20
+"""A longer line is no record of one example or entity; it is counted as bad, without being held in memory."""
+
 # Bytes that are not UTF-8 become lone surrogates, which no valid text holds, and so are found per record.
 _DECODING = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 
@@ -123,13 +126,10 @@ def file_sha256(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def iter_objects(
-    path: Path, on_bytes: OnBytes | None = None, max_line_bytes: int | None = None
-) -> Iterator[tuple[int, object]]:
+def iter_objects(path: Path, on_bytes: OnBytes | None = None) -> Iterator[tuple[int, object]]:
     """Records of one file in order: (line number, object), or (line number, BadRecord) where unreadable.
 
-    Line numbers count from 1 and are those of the record's first line. Blank lines are no records. With
-    `max_line_bytes` a longer line of a file of lines is a BadRecord and is not held in memory.
+    Line numbers count from 1 and are those of the record's first line. Blank lines are no records.
 
     Raises:
         UserError: the file cannot be read, is UTF-16, or is broken in such a way that the records after the
@@ -144,22 +144,19 @@ def iter_objects(
         if kind == "json" and _is_one_object_a_line(path):
             kind = "lines"
         if kind == "lines":
-            yield from _iter_lines(path, on_bytes, max_line_bytes)
+            yield from _iter_lines(path, on_bytes)
         else:
             yield from {"json": _iter_json, "csv": _iter_csv}[kind](path, on_bytes)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _iter_lines(
-    path: Path, on_bytes: OnBytes, max_line_bytes: int | None = None
-) -> Iterator[tuple[int, object]]:
+def _iter_lines(path: Path, on_bytes: OnBytes) -> Iterator[tuple[int, object]]:
     with path.open("rb") as stream:
-        lines = stream if max_line_bytes is None else _bounded_lines(stream, max_line_bytes)
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_bounded_lines(stream, MAX_LINE_BYTES), start=1):
             on_bytes(len(line))
-            if max_line_bytes is not None and len(line) > max_line_bytes:
-                yield number, BadRecord("line too long", f"more than {max_line_bytes:,} bytes")
+            if len(line) > MAX_LINE_BYTES:
+                yield number, BadRecord("line too long", f"more than {MAX_LINE_BYTES:,} bytes")
                 continue
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from medsft.errors import UserError
 from medsft.evaluation.findings import Findings, measures
 from medsft.files import write_text
+from medsft.pages.markdown import table
 from medsft.pages.page import render
 from medsft.terminal import harmless
 
@@ -18,8 +16,6 @@ _TITLE = "Before and after training 训练前后"
 _QUESTION_HEAD = ("question 问题", "expected 标准答案", "before 训练前", "after 训练后")
 _MEASURE_HEAD = ("measure 指标", "before 训练前", "after 训练后")
 _EMPTY = "(empty 空)"
-# What Markdown would read as orders: links and pictures that an answer brings would be loaded.
-_ORDERS = re.compile(r"([\\`*_\[\]#~|!$])")
 
 
 def check_name(path: Path) -> None:
@@ -62,13 +58,5 @@ def _markdown(findings: Findings) -> str:
         )
         for item in findings.answered
     ]
-    tables = (_table(_QUESTION_HEAD, questions), _table(_MEASURE_HEAD, measures(findings)))
+    tables = (table(_QUESTION_HEAD, questions), table(_MEASURE_HEAD, measures(findings)))
     return "\n".join([f"# {_TITLE}\n", *tables])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        safe = (_ORDERS.sub(r"\\\1", escape(cell, quote=False)).replace("\n", "<br>") for cell in cells)
-        return f"| {' | '.join(safe)} |\n"
-
-    return line(head) + line(["---"] * len(head)) + "".join(map(line, rows))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import medsft
 from medsft.data.files import expand_files, file_sha256
 from medsft.files import write_text
 
@@ -40,6 +41,7 @@ def write_card(
         "",
         "| setting | value |",
         "| --- | --- |",
+        f"| medsft | {medsft.__version__} |",
         *(f"| {name} | {value} |" for name, value in settings.items()),
         "",
         "| file | SHA-256 |",
@@ -49,6 +51,6 @@ def write_card(
         f"| phrasings: {phrasings_file.name} | {file_sha256(phrasings_file)} |",
         "",
         "Each record carries its provenance: kind, phrasings or prompt, the graph's records it rests on "
-        "(file:line), entities, relations, seed or model, and a hash of its text.",
+        "(file:line), entities, relations, facts to judge answers by, seed or model, and a hash of its text.",
     ]
     write_text(path, "\n".join(lines) + "\n")

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
 from medsft.data.files import BadRecord, OnBytes, iter_objects
 from medsft.data.records import BadLine
 from medsft.knowledge.cleaning import clean_name, clean_text, clean_values
+from medsft.knowledge.texts_file import read_texts
 
 NAME_FIELD = "中心词"
 TRIPLE_COLUMNS = (
@@ -31,8 +30,6 @@ TRIPLE_COLUMNS = (
     ("实体1", "关系", "实体2"),
     ("entity1", "relation", "entity2"),
 )
-MAX_LINE_BYTES = 64 * 2**20
-"""A longer line is no record of one entity; it is counted as bad, without being held in memory."""
 
 _NODE_NAMES = ("name", "名称", "title", NAME_FIELD)
 _ALIASES = Path(__file__).with_name("aliases.yaml")
@@ -62,7 +59,7 @@ def iter_statements(path: Path, on_bytes: OnBytes | None = None) -> Iterator[Sta
         UserError: as in `medsft.data.files.iter_objects`.
     """
     nodes: dict[str, str] = {}
-    for line, value in iter_objects(path, on_bytes, MAX_LINE_BYTES):
+    for line, value in iter_objects(path, on_bytes):
         source = f"{path}:{line}"
         for item in _entities(value, nodes):
             try:
@@ -85,7 +82,7 @@ def canonical(relation: str) -> str:
 
 @cache
 def _aliases() -> dict[str, str]:
-    names = yaml.safe_load(_ALIASES.read_text(encoding="utf-8"))
+    names = read_texts(_ALIASES, "file of aliases")
     return {_key(alias): name for name, aliases in names.items() for alias in [name, *aliases]}
 
 

@@ -310,6 +310,17 @@ class TestReview:
         review = review_files([source], tmp_path / "k.jsonl", tmp_path / "r.rejects", ReviewSettings())
         assert review.rejected == {"unreadable": 2}
 
+    def test_an_endless_line_is_a_reject(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("medsft.data.files.MAX_LINE_BYTES", 2**10)
+        review, _, rejects = self.run(tmp_path, ("甲？", "乙。"), ("丙？", "丁" * 2**10), ("戊？", "己。"))
+        assert (review.num_kept, review.rejected) == (2, {"unreadable": 1})
+        assert rejects[0]["detail"] == "line too long: more than 1,024 bytes" and rejects[0]["record"] is None
+
+    def test_the_report_holds_no_endless_text(self, tmp_path):
+        review, _, rejects = self.run(tmp_path, ("甲？", "乙。"), ("丙？", "丁" * 10_000))
+        (shown,) = review.shown["repeats itself"]
+        assert len(shown.answer) == 2000 and len(rejects[0]["record"]["response"]) == 10_000
+
     def test_lone_surrogates_are_written_as_they_were_read(self, tmp_path):
         lines = [
             r'{"prompt": "甲？", "response": "乙。", "note": "\ud800"}',

@@ -19,7 +19,7 @@ from medsft.knowledge.pair import Pair
 from medsft.knowledge.pairs import KINDS, make_pairs
 from medsft.knowledge.relations import BODY_PART, DEPARTMENT, DRUGS, SYMPTOMS
 from medsft.knowledge.split import part_of, split_graph, write_split
-from medsft.knowledge.templates import load_templates
+from medsft.knowledge.templates import DEFAULT_TEMPLATES, load_templates
 
 TEMPLATES = load_templates()
 COMMON = read_graph([COMMON_GRAPH], max_bad_share=0.0)
@@ -270,8 +270,12 @@ class TestSplit:
     def test_command(self, tmp_path):
         out = tmp_path / "分 割"
         arguments = ["data", "split", "--graph", str(COMMON_GRAPH), "--output_dir", str(out), "--seed", "3"]
-        done = CliRunner().invoke(app, [*arguments, "--kinds", "single"])
-        assert done.exit_code == 0
+        own = tmp_path / "我的 句式.yaml"
+        own.write_text(
+            DEFAULT_TEMPLATES.read_text("utf-8").replace("有哪些症状", "有何症状"), encoding="utf-8"
+        )
+        done = CliRunner().invoke(app, [*arguments, "--kinds", "single", "--templates", str(own)])
+        assert done.exit_code == 0 and "有何症状" in (out / "train.jsonl").read_text("utf-8")
         assert sorted(path.name for path in out.iterdir()) == [
             "recall.jsonl", "split.card.md", "test.jsonl", "train.jsonl", "validation.jsonl",
         ]  # fmt: skip

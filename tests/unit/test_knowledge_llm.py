@@ -24,7 +24,7 @@ from medsft.knowledge.graph import SAMPLE_GRAPH, Graph, read_graph
 from medsft.knowledge.llm import client
 from medsft.knowledge.llm.cache import ReplyCache, request_key
 from medsft.knowledge.llm.client import Endpoint, _Pace, api_key, without_secrets
-from medsft.knowledge.llm.generate import Sampling, ask_missing, collect, estimate, make_tasks
+from medsft.knowledge.llm.generate import RequestSettings, ask_missing, collect, estimate, make_tasks
 from medsft.knowledge.llm.prompts import load_prompts
 from medsft.knowledge.llm.replies import parse_reply
 from medsft.knowledge.templates import load_templates
@@ -32,7 +32,7 @@ from medsft.knowledge.templates import load_templates
 SAMPLE = read_graph([SAMPLE_GRAPH])
 FEW = Graph(SAMPLE.entities[:4], 0, ())
 PROMPTS = load_prompts().chosen(["facts"])
-SAMPLING = Sampling("toy", num_pairs=1)
+ASKED = RequestSettings("toy", num_pairs=1)
 KEY = "sk-very-secret"
 
 Fault = Callable[[int], str | None]
@@ -140,14 +140,14 @@ def endpoint(server: Server, **options) -> Endpoint:
 def test_a_fault_that_passes_is_waited_out(serve, tmp_path, fault):
     server = serve(lambda attempt: fault if attempt == 1 else None)
     cache = ReplyCache(tmp_path / "c.jsonl")
-    tasks = make_tasks(FEW, PROMPTS, SAMPLING)
+    tasks = make_tasks(FEW, PROMPTS, ASKED)
     ask_missing(tasks[:2], cache, endpoint(server), KEY)
     assert all(cache.get(task.key) for task in tasks[:2])
     assert set(server.attempts.values()) == {2}
 
 
 def test_a_fault_that_stays_loses_only_its_own_request(serve, tmp_path):
-    tasks = make_tasks(FEW, PROMPTS, SAMPLING)
+    tasks = make_tasks(FEW, PROMPTS, ASKED)
     is_broken = {"first": True}
     # With one request at a time the first two attempts of all are those of the first request.
     server = serve(
@@ -165,7 +165,7 @@ def test_a_fault_that_stays_loses_only_its_own_request(serve, tmp_path):
 
 def test_a_killed_run_goes_on_and_pays_nothing_twice(serve, tmp_path):
     server = serve()
-    tasks = make_tasks(FEW, PROMPTS, SAMPLING)
+    tasks = make_tasks(FEW, PROMPTS, ASKED)
     cache = ReplyCache(tmp_path / "c.jsonl")
 
     def die(done: int, total: int) -> None:
@@ -177,14 +177,14 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(serve, tmp_path):
     with (tmp_path / "c.jsonl").open("ab") as file:
         file.write(b'{"key": "torn')
     again = ReplyCache(tmp_path / "c.jsonl")
-    assert estimate(tasks, again, SAMPLING, endpoint(server), None).num_cached == 2
+    assert estimate(tasks, again, ASKED, endpoint(server), None).num_cached == 2
     ask_missing(tasks, again, endpoint(server, concurrency=1), KEY)
     assert set(server.completed.values()) == {1} and len(server.completed) == 4
     assert all(ReplyCache(tmp_path / "c.jsonl").get(task.key) for task in tasks)
 
 
 def test_a_run_that_is_killed_has_paid_for_every_stored_answer_once(serve, tmp_path, monkeypatch):
-    """A real process and a real SIGKILL, while a third request is under way; the output is as of any run."""
+    """A real process and a real SIGKILL while a third request is under way; the output is any run's."""
     go_on = threading.Event()
     server = serve(lambda attempt: None if server.attempts.total() < 3 or go_on.wait(60) else "500")
     out = tmp_path / "written.jsonl"
@@ -228,7 +228,7 @@ def test_repetitions_are_paced_too(serve, tmp_path, monkeypatch, headers):
     monkeypatch.setattr(_Pace, "turn", counted)
     monkeypatch.setattr(client, "_MIN_WAIT_S", 0.01)
     server = serve(lambda attempt: "500" if attempt < 3 else None, headers=headers)
-    tasks = make_tasks(FEW, PROMPTS, SAMPLING)
+    tasks = make_tasks(FEW, PROMPTS, ASKED)
     ask_missing(tasks, ReplyCache(tmp_path / "c"), endpoint(server), KEY)
     assert len(turns) == server.attempts.total() == 3 * len(tasks)
 
@@ -267,7 +267,7 @@ def test_what_the_server_asks_to_wait(headers, wait_s):
 
 def test_a_server_that_asks_for_a_day_is_not_waited_for(serve, tmp_path):
     server = serve(lambda attempt: "429", headers={"Retry-After": "86400"})
-    tasks = make_tasks(FEW, PROMPTS, SAMPLING)[:1]
+    tasks = make_tasks(FEW, PROMPTS, ASKED)[:1]
     with pytest.raises(UserError, match="RateLimitError that asks to wait 86,400 s"):
         ask_missing(tasks, ReplyCache(tmp_path / "c"), endpoint(server), KEY)
     assert server.attempts.total() == 1
@@ -280,7 +280,7 @@ def test_a_full_disk_stops_and_says_so(serve, tmp_path, monkeypatch):
     cache = ReplyCache(tmp_path / "c")
     monkeypatch.setattr("medsft.journal.os.fsync", full)
     with pytest.raises(UserError, match=r"No space left on device\. Make room and run again"):
-        ask_missing(make_tasks(FEW, PROMPTS, SAMPLING), cache, endpoint(serve()), KEY)
+        ask_missing(make_tasks(FEW, PROMPTS, ASKED), cache, endpoint(serve()), KEY)
 
 
 @pytest.mark.parametrize(("key", "fault", "said"), [("sk-wrong-key", None, "401"), (KEY, "404", "404")])
@@ -288,7 +288,7 @@ def test_what_no_repetition_mends_stops_at_once(serve, tmp_path, key, fault, sai
     server = serve(lambda attempt: fault)
     with pytest.raises(UserError, match=f"refuses the request .{said}") as caught:
         ask_missing(
-            make_tasks(SAMPLE, PROMPTS, SAMPLING), ReplyCache(tmp_path / "c.jsonl"), endpoint(server), key
+            make_tasks(SAMPLE, PROMPTS, ASKED), ReplyCache(tmp_path / "c.jsonl"), endpoint(server), key
         )
     assert key not in str(caught.value)
     assert server.attempts.total() <= 4
@@ -298,7 +298,7 @@ def test_what_no_repetition_mends_stops_at_once(serve, tmp_path, key, fault, sai
 def test_a_refused_prompt_is_rejected_and_not_asked_again(serve, tmp_path, status):
     # With one request at a time the first attempt of all is the first request, before any has worked.
     server = serve(lambda attempt: status if server.attempts.total() == 1 else None)
-    tasks = make_tasks(FEW, PROMPTS, SAMPLING)
+    tasks = make_tasks(FEW, PROMPTS, ASKED)
     cache = ReplyCache(tmp_path / "c.jsonl")
     ask_missing(tasks, cache, endpoint(server, concurrency=1), KEY)
     assert [bool(cache.get(task.key)) for task in tasks] == [False, True, True, True]
@@ -313,7 +313,7 @@ def test_a_refused_prompt_is_rejected_and_not_asked_again(serve, tmp_path, statu
 @pytest.mark.parametrize("num_tasks", [1, 4])
 def test_an_endpoint_that_refuses_everything_stops_the_set(serve, tmp_path, num_tasks):
     server = serve(lambda attempt: "400")
-    tasks = make_tasks(FEW, PROMPTS, SAMPLING)[:num_tasks]
+    tasks = make_tasks(FEW, PROMPTS, ASKED)[:num_tasks]
     cache = ReplyCache(tmp_path / "c.jsonl")
     with pytest.raises(UserError, match=r"refuses the request \(400"):
         ask_missing(tasks, cache, endpoint(server, concurrency=1), KEY)
@@ -324,7 +324,7 @@ def test_an_endpoint_that_refuses_everything_stops_the_set(serve, tmp_path, num_
 def test_no_network(tmp_path):
     nowhere = Endpoint("http://127.0.0.1:9/v1", max_retries=0, requests_per_minute=60_000)
     with pytest.raises(UserError, match=r"4 of 4 requests .* \(4 × APIConnectionError\)"):
-        ask_missing(make_tasks(FEW, PROMPTS, SAMPLING), ReplyCache(tmp_path / "c.jsonl"), nowhere, KEY)
+        ask_missing(make_tasks(FEW, PROMPTS, ASKED), ReplyCache(tmp_path / "c.jsonl"), nowhere, KEY)
 
 
 def test_the_key_comes_from_the_environment():
@@ -377,7 +377,7 @@ def test_replies(reply, pairs, is_as_asked):
 
 def test_what_a_model_invents_is_rejected_and_counted(tmp_path):
     cache = ReplyCache(tmp_path / "c.jsonl")
-    tasks = make_tasks(Graph(SAMPLE.entities[:1], 0, ()), PROMPTS, SAMPLING)
+    tasks = make_tasks(Graph(SAMPLE.entities[:1], 0, ()), PROMPTS, ASKED)
     texts = [("偏头痛吃什么药？", "可在医生指导下使用布洛芬。"), ("偏头痛怎么办？", "可以吃甲氨蝶呤。"),
              ("偏头痛严重吗？", "作为人工智能，我不清楚。"), ("偏头痛吃什么药？", "舒马普坦。")]  # fmt: skip
     cache.put(tasks[0].key, json.dumps([{"问题": question, "回答": answer} for question, answer in texts]))
@@ -391,8 +391,8 @@ def test_what_a_model_invents_is_rejected_and_counted(tmp_path):
 def test_keys_depend_on_everything_that_is_sent():
     entity = FEW.entities[:1]
     some = [
-        make_tasks(Graph(entity, 0, ()), PROMPTS, sampling)[0].key
-        for sampling in (SAMPLING, Sampling("other", 1), Sampling("toy", 2), Sampling("toy", 1, 0.1))
+        make_tasks(Graph(entity, 0, ()), PROMPTS, RequestSettings(*asked))[0].key
+        for asked in (("toy", 1), ("other", 1), ("toy", 2), ("toy", 1, 0.1))
     ]
     assert len(set(some)) == 4
     assert request_key({"a": 1, "b": 2}) == request_key({"b": 2, "a": 1})

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from medsft.cli import app
+from medsft.data import files
 from medsft.errors import UserError
-from medsft.knowledge import sources
 from medsft.knowledge.graph import read_graph
 from medsft.knowledge.stats import graph_stats
 from medsft.knowledge.templates import load_templates
@@ -160,7 +160,7 @@ def test_mixed_encodings_spoil_only_their_own_lines(tmp_path):
 
 
 def test_an_endless_line_is_one_bad_record_and_never_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 2**20)
     good = json.dumps({"中心词": "甲", "症状": "乙"})
     with (tmp_path / "g.jsonl").open("w") as file:
         file.write('{"中心词": "乙", "症状": "')

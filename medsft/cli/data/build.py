@@ -13,6 +13,7 @@ from medsft.cli.data.options import (
     MaxBadShareOption,
     NumWorkersOption,
     SeedOption,
+    TemplatesOption,
     listed,
 )
 
@@ -25,10 +26,7 @@ def build(
     max_pairs: Annotated[
         int | None, typer.Option("--max_pairs", min=1, help="At most so many pairs.")
     ] = None,
-    templates: Annotated[
-        Path | None,
-        typer.Option(help="Phrasings of your own, in the form of medsft/knowledge/templates.yaml."),
-    ] = None,
+    templates: TemplatesOption = None,
     max_bad_share: MaxBadShareOption = 0.01,
     num_workers: NumWorkersOption = None,
     seed: SeedOption = 0,

@@ -59,7 +59,11 @@ def check(
     check_output(rejects, graph_files, REJECTS_SUFFIX)
     with byte_progress("checking", 2 * sum(path.stat().st_size for path in paths)) as report_bytes:
         review = review_files(paths, output, rejects, settings, report_bytes)
-    report, page = write_report(output, review, settings_as_text(settings, paths))
+    told = dict(settings_as_text(settings, paths))
+    if graph_files:
+        told["graph"] = ", ".join(map(str, graph_files))
+        told["its facts may not be"] = "contradicted or left" if strict_facts else "contradicted"
+    report, page = write_report(output, review, told)
     typer.echo(f"{review.describe()}\nkept: {output}\nrejected: {rejects}\nreport: {report}, {page}")
     if review.rejected.total() > max_reject_share * review.num_read:
         typer.echo(f"more than {max_reject_share:.0%} of the records are rejected", err=True)

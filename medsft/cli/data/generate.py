@@ -55,7 +55,7 @@ def generate(
     from medsft.knowledge.llm.cache import ReplyCache
     from medsft.knowledge.llm.client import Endpoint, api_key, without_secrets
     from medsft.knowledge.llm.generate import (
-        Sampling,
+        RequestSettings,
         ask_missing,
         collect,
         estimate,
@@ -70,13 +70,13 @@ def generate(
     read = replace(read, entities=read.entities[:max_entities])
     prompts_file = prompts or DEFAULT_PROMPTS
     chosen = load_prompts(prompts_file).chosen(listed(forms))
-    sampling = Sampling(model, num_pairs, temperature, seed)
+    asked = RequestSettings(model, num_pairs, temperature, seed)
     endpoint = Endpoint(base_url, concurrency, requests_per_minute, max_retries, timeout_s)
     prices = None if price_in is None or price_out is None else (price_in, price_out)
-    tasks = make_tasks(read, chosen, sampling)
+    tasks = make_tasks(read, chosen, asked)
     replies = ReplyCache(cache or output.with_suffix(".replies"))
     try:
-        expected = estimate(tasks, replies, sampling, endpoint, prices)
+        expected = estimate(tasks, replies, asked, endpoint, prices)
         typer.echo(expected.describe())
         if dry_run:
             return
@@ -94,5 +94,5 @@ def generate(
         "endpoint": without_secrets(base_url),
         "largest number of entities": "no limit" if max_entities is None else max_entities,
     }
-    write_generated(output, pairs, summary, sampling, graph, prompts_file, settings)
+    write_generated(output, pairs, summary, asked, graph, prompts_file, settings)
     typer.echo(f"{summary.describe()}: {output}")

@@ -21,6 +21,10 @@ NumWorkersOption = Annotated[
     int | None,
     typer.Option("--num_workers", min=1, help="Processes (default: one a core); the result is the same."),
 ]
+TemplatesOption = Annotated[
+    Path | None,
+    typer.Option(help="Phrasings of your own, in the form of medsft/knowledge/templates.yaml."),
+]
 SeedOption = Annotated[int, typer.Option(help="The same seed makes the same choices.")]
 
 

@@ -13,6 +13,7 @@ from medsft.cli.data.options import (
     MaxBadShareOption,
     NumWorkersOption,
     SeedOption,
+    TemplatesOption,
     listed,
 )
 
@@ -25,6 +26,7 @@ def split(
     ] = "0.8,0.1,0.1",
     kinds: KindsOption = "",
     num_phrasings: Annotated[int, typer.Option("--num_phrasings", min=1, help="Phrasings of each fact.")] = 2,
+    templates: TemplatesOption = None,
     max_bad_share: MaxBadShareOption = 0.01,
     num_workers: NumWorkersOption = None,
     seed: SeedOption = 0,
@@ -35,6 +37,7 @@ def split(
     from medsft.errors import UserError
     from medsft.knowledge.pairs import KINDS
     from medsft.knowledge.split import write_split
+    from medsft.knowledge.templates import DEFAULT_TEMPLATES
 
     try:
         parsed = [float(share) for share in listed(shares)]
@@ -48,7 +51,8 @@ def split(
         listed(kinds) or KINDS,
         num_phrasings,
         max_bad_share,
-        num_workers=num_workers or num_cores(),
-        steps=progress,
+        templates or DEFAULT_TEMPLATES,
+        num_workers or num_cores(),
+        progress,
     )
     typer.echo(f"{summary.describe()}: {output_dir}")

@@ -30,6 +30,9 @@ REJECTS_SUFFIX = ".rejects"
 NUM_SHOWN = 5
 """Examples that are kept for the report, of each reason and of each mend."""
 
+_MAX_SHOWN = 2000
+"""Characters of their texts that are kept."""
+
 
 @dataclass(frozen=True)
 class ReviewSettings:
@@ -213,7 +216,8 @@ def _count_kept(review: Review, kept: Example, before: Example, names: tuple[str
 def _shown(example: Example | BadLine, detail: str) -> Shown:
     if isinstance(example, BadLine):
         return Shown(example.source, "", "", detail)
-    return Shown(example.source, bare_question(example.query), example.response, detail)
+    texts = (bare_question(example.query), example.response, detail)
+    return Shown(example.source, *(text[:_MAX_SHOWN] for text in texts))
 
 
 def _reason(bad: BadLine) -> str:

@@ -33,12 +33,14 @@ _SECONDS_A_REPLY = 15.0
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Attributes:
-    model: its name at the endpoint.
-    num_pairs: asked for in one request.
-    temperature: 0 and up.
-    seed: sent along; whether the model heeds it is the endpoint's affair.
+class RequestSettings:
+    """What every request asks for.
+
+    Attributes:
+        model: its name at the endpoint.
+        num_pairs: in one reply.
+        temperature: 0 and up.
+        seed: sent along; whether the model heeds it is the endpoint's affair.
     """
 
     model: str
@@ -102,16 +104,16 @@ class Generated:
         )
 
 
-def make_tasks(graph: Graph, prompts: Prompts, sampling: Sampling) -> list[Task]:
+def make_tasks(graph: Graph, prompts: Prompts, asked: RequestSettings) -> list[Task]:
     """Every form for every entity, in the order of the graph."""
     tasks = []
     for entity in graph.entities:
         for form in prompts.forms:
             request: Request = {
-                "model": sampling.model,
-                "messages": prompts.messages(form, entity, sampling.num_pairs),
-                "temperature": sampling.temperature,
-                "seed": sampling.seed,
+                "model": asked.model,
+                "messages": prompts.messages(form, entity, asked.num_pairs),
+                "temperature": asked.temperature,
+                "seed": asked.seed,
             }
             tasks.append(Task(entity, form, request, request_key(request)))
     return tasks
@@ -120,7 +122,7 @@ def make_tasks(graph: Graph, prompts: Prompts, sampling: Sampling) -> list[Task]
 def estimate(
     tasks: Sequence[Task],
     cache: ReplyCache,
-    sampling: Sampling,
+    asked: RequestSettings,
     endpoint: Endpoint,
     prices: tuple[float, float] | None,
 ) -> Estimate:
@@ -128,7 +130,7 @@ def estimate(
     missing = [task for task in tasks if not cache.is_settled(task.key)]
     characters = sum(len(message["content"]) for task in missing for message in task.request["messages"])
     tokens_in = round(characters * _TOKENS_A_CHARACTER)
-    tokens_out = len(missing) * sampling.num_pairs * _TOKENS_A_PAIR
+    tokens_out = len(missing) * asked.num_pairs * _TOKENS_A_PAIR
     seconds = max(
         len(missing) * 60 / endpoint.requests_per_minute,
         len(missing) * _SECONDS_A_REPLY / endpoint.concurrency,
@@ -224,29 +226,29 @@ def write_generated(
     output: Path,
     pairs: Sequence[Pair],
     summary: Generated,
-    sampling: Sampling,
+    asked: RequestSettings,
     graph_files: Sequence[str | Path],
     prompts_file: Path,
     further_settings: Mapping[str, Any],
 ) -> None:
     """Writes pairs with provenance, and the data card; `UserError` for none, and for a wrong output.
 
-    `further_settings`: for the card, beside the sampling.
+    `further_settings`: for the card, beside what was asked.
     """
     check_output(output, expand_files(graph_files))
     if not pairs:
         raise UserError(
             f"No pair can be used: {summary.describe()}. Look at the model's replies in the cache."
         )
-    made_by = {"model": sampling.model, "seed": sampling.seed}
+    made_by = {"model": asked.model, "seed": asked.seed}
     with writing_lines(output) as write:
         for pair in pairs:
             write(pair.record_with_provenance(made_by))
     settings = {
-        "model": sampling.model,
-        "seed": sampling.seed,
-        "temperature": sampling.temperature,
-        "pairs a request": sampling.num_pairs,
+        "model": asked.model,
+        "seed": asked.seed,
+        "temperature": asked.temperature,
+        "pairs a request": asked.num_pairs,
         **further_settings,
     }
     write_card(output.with_suffix(".card.md"), [output], graph_files, prompts_file, settings, summary)
