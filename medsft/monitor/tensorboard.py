@@ -88,10 +88,10 @@ def final_points(summary: Summary) -> dict[str, float]:
     """Tag -> value of what runs are compared by in the end; figures that there are none of are left out."""
     last = summary.last
     found = {
-        "hparam/train_loss": last and last.loss,
-        "hparam/best_validation_loss": summary.best_loss,
-        "hparam/tokens_per_s": last and last.tokens_per_s,
-        "hparam/mfu": last and last.mfu,
+        "result/train_loss": last and last.loss,
+        "result/best_validation_loss": summary.best_loss,
+        "result/tokens_per_s": last and last.tokens_per_s,
+        "result/mfu": last and last.mfu,
     }
     return {tag: value for tag, value in found.items() if value is not None}
 

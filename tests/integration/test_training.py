@@ -115,7 +115,7 @@ def test_tensorboard_has_the_texts_and_the_hyperparameters(finished_run):
         assert all(part in card for text in sample.values() for part in text.split("\n"))
     assert [bool(sample["expected"]) for sample in line["samples"]] == [True, True, False, False]
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
-    (loss,) = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("hparam/train_loss")
+    (loss,) = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("result/train_loss")
     assert (loss.step, loss.value) == (NUM_STEPS, pytest.approx(read_metrics(run)[-1]["loss"], rel=1e-6))
 
 

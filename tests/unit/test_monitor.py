@@ -470,10 +470,10 @@ def test_the_end_of_a_run_is_compared_by_its_hyperparameters(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     found = {tag: [(p.step, p.value) for p in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert found == {
-        "hparam/train_loss": [(12, 2.25)],
-        "hparam/best_validation_loss": [(12, 1.25)],
-        "hparam/tokens_per_s": [(12, 1234.5)],
-        "hparam/mfu": [(12, pytest.approx(0.325))],
+        "result/train_loss": [(12, 2.25)],
+        "result/best_validation_loss": [(12, 1.25)],
+        "result/tokens_per_s": [(12, 1234.5)],
+        "result/mfu": [(12, pytest.approx(0.325))],
     }
 
 

@@ -127,5 +127,5 @@ def test_the_document_quotes_the_limits():
     ):
         assert part in words, part
     assert samples.NUM_FROM_DATA == 2 and "the first two of the validation data" in words
-    groups = {tag.split("/")[0] for tag in TAGS.values()} | {"checkpoint", "hparam"}
+    groups = {tag.split("/")[0] for tag in TAGS.values()} | {"checkpoint", "result"}
     assert {name for name in groups if f"| `{name}` |" in text} == groups

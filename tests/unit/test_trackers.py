@@ -80,7 +80,7 @@ def test_mlflow_has_the_curves_of_one_run(tmp_path, monkeypatch, caplog):
     run = client.get_run(number)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "运行 1")
     assert run.data.tags["flag.learning_rate"] == "0.0001"
-    assert run.data.metrics["hparam/best_validation_loss"] == 2.0
+    assert run.data.metrics["result/best_validation_loss"] == 2.0
     points = [(point.step, point.value) for point in client.get_metric_history(number, "loss/train")]
     assert points == [(step, 6.0 / step) for step in (1, 2, 3, 3, 4, 5)]
 
