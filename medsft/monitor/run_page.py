@@ -84,7 +84,7 @@ def run_page(runs: Sequence[Run]) -> str:
         progress=progress,
         groups={title: charts for title, charts in groups.items() if charts},
         evaluations=evaluation_tables(runs),
-        tables=[(run.name, [*told_tables(run), *setting_tables(run)]) for run in runs],
+        tables=[(run.name, told_tables(run), setting_tables(run)) for run in runs],
     )
 
 

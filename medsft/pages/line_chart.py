@@ -107,8 +107,8 @@ def line_chart(title: str, series: Sequence[Series], x_text: Callable[[float], s
 
 
 def round_values(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, two to five of them; low < high."""
-    rough = (high - low) / 4
+    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, two to seven of them; low < high."""
+    rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
