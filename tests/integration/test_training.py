@@ -90,7 +90,7 @@ def test_tensorboard_has_the_same_points(finished_run):
         points = [(event.step, event.value) for event in events.Scalars(tag)] if known else []
         assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in known]
     for name in ("stall_s", "write_s"):
-        points = [(event.step, event.value) for event in events.Scalars(f"checkpoint/{name}")]
+        points = [(event.step, event.value) for event in events.Scalars(f"saving/{name}")]
         saves = read_metrics(run, "checkpoint")
         assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in saves]
 

@@ -151,7 +151,7 @@ def test_tensorboard_shows_every_figure(tmp_path):
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert set(TAGS) == {field.name for field in fields(Metrics)} - {"step", "slowest_host"}
-    saves = {"checkpoint/stall_s": 0.21, "checkpoint/write_s": 3.4, "checkpoint/size_gb": 1.2}
+    saves = {"saving/stall_s": 0.21, "saving/write_s": 3.4, "saving/size_gb": 1.2}
     assert set(TAGS.values()) | {"loss/validation", *saves} == set(events.Tags()["scalars"])
     (point,) = events.Scalars("loss/train")
     assert (point.step, point.value) == (3, 2.25)
@@ -212,9 +212,9 @@ def test_a_resumed_run_shows_each_step_once_without_a_gap(tmp_path, num_bytes_lo
 
     events = EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"loss/train", "loss/validation", "checkpoint/stall_s"} <= tags
+    assert {"loss/train", "loss/validation", "saving/stall_s"} <= tags
     for tag in tags:
-        last = 14 if tag.startswith("checkpoint/") else 15
+        last = 14 if tag.startswith("saving/") else 15
         assert [point.step for point in events.Scalars(tag)] == list(range(1, last + 1)), tag
     # Each step's figures are those of the process that did it last.
     assert [point.value for point in events.Scalars("loss/train")] == [0] * 6 + [6] * 3 + [9] * 6
