@@ -67,6 +67,7 @@ class WandB(Tracker):
         # of its own steps in their order only.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        logger.info("Weights & Biases: %s", self._run.url if mode == "online" else f"{mode}, {place}")
 
     def put(self, values: Mapping[str, float], step: int) -> None:
         """Points over the curve `step`."""
@@ -95,6 +96,7 @@ class MLflow(Tracker):
         self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", own))
         self._id = _remembered(place / "mlflow.id", lambda: self._make(folder))
         self._client.update_run(self._id, status="RUNNING")
+        logger.info("MLflow: run %s", self._id)  # the address may hold a password
         for name, value in plain_flags(flags).items():
             self._client.set_tag(self._id, f"flag.{name}", value)  # parameters could not change at a restart
 
@@ -124,13 +126,19 @@ TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Tracker]] = {
 
 def check_installed(names: Sequence[str]) -> None:
     """Raises `UserError` for a tracker whose package is not there."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if not _is_package(name)]
     if missing:
         raise UserError(
             f"--report_to {' '.join(missing)} needs what is not installed here: "
             f"pip install {' '.join(missing)}, or leave the flag out. TensorBoard and metrics.jsonl are "
             "written in any case."
         )
+
+
+def _is_package(name: str) -> bool:
+    """Whether it can be imported; a folder of that name, as W&B leaves one where it runs, is none."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _own_folder(folder: RunFolder) -> Path:

@@ -33,6 +33,14 @@ def test_other_names_and_missing_packages_are_refused(monkeypatch):
     check_installed(parse(REQUIRED).run.report_to)
 
 
+@pytest.mark.skipif(is_there("wandb"), reason="a package hides a folder")
+def test_a_folder_that_wandb_left_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="pip install wandb"):
+        check_installed(["wandb"])
+
+
 def test_one_that_fails_stops_no_training(tmp_path, monkeypatch, caplog):
     class Offline(trackers.Tracker):
         def __init__(self, folder, flags):
