@@ -135,7 +135,8 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     )
     hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
     texts = partial(assembly.texts, config, base, data, plan, ds_config, fit, hardware.hosts)
-    reporter = start_reporter(config, base, plan, folder, texts, start_step, world)
+    start = Start(start_step, world.size, tuple(dict.fromkeys(hardware.hosts)))
+    reporter = start_reporter(config, base, plan, folder, texts, start, world)
     schedule = assembly.learning_rate(config, plan)
     step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
     flops_of_step = partial(assembly.flops_of_step, base, data, plan)
@@ -279,16 +280,16 @@ def start_reporter(
     plan: StepPlan,
     folder: RunFolder,
     texts: Callable[[], Mapping[str, str]],
-    start_step: int,
+    start: Start,
     world: World,
 ) -> Reporter:
     """Opens everything that the run reports to, and tells what it is."""
     model = ModelFacts(Shape.of(base.config).num_parameters, config.optimization.learning_rate)
     trackers = config.run.report_to
     reporter = open_reporter(
-        folder, plan.num_steps, world.is_main, start_step, model, trackers, config.flags()
+        folder, plan.num_steps, world.is_main, start.step, model, trackers, config.flags()
     )
-    reporter.start(Start(start_step, world.size))
+    reporter.start(start)
     reporter.texts(texts)
     return reporter
 

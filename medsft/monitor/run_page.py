@@ -122,7 +122,9 @@ def _progress(run: Run, colour: str) -> Series:
         elif record["kind"] == "start":
             # Between the last line of one process and the first of the next nothing was trained.
             points += [(place[0], None), place]
-            marks.append((*place, "▲", f"start at step {record['step']:g}"))
+            hosts = record.get("hosts")
+            where = f" on {shown(hosts)}" if hosts else ""
+            marks.append((*place, "▲", f"start at step {record['step']:g}{where}"))
         else:
             marks.append((*place, "◆", f"checkpoint of step {record['step']:g}"))
     return Series(run.name, colour, points, marks)

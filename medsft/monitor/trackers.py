@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from medsft.monitor.tensorboard import final_points, plain_flags, points, save_p
 from medsft.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 20.0
+"""So long the end of a run waits for a server; a job that is told to stop has no more time to spare."""
 
 
 class Tracker(Sink):
@@ -78,8 +82,12 @@ class WandB(Tracker):
         self._run.summary.update(final_points(summary))
 
     def close(self) -> None:
-        """Waits until all is sent or written."""
-        self._run.finish()
+        """Waits until all is sent or written, but not for a network that is gone."""
+        if not ends_within(_PATIENCE_S, self._run.finish):
+            logger.warning(
+                "Weights & Biases does not answer; the run ends without it. `wandb sync %s` sends the rest.",
+                Path(self._run.dir).parent,
+            )
 
 
 class MLflow(Tracker):
@@ -88,7 +96,7 @@ class MLflow(Tracker):
     def __init__(self, folder: RunFolder, flags: Mapping[str, object]) -> None:
         # A server that does not answer holds up the end of a run only, and not for long.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{_PATIENCE_S:.0f}")
         import mlflow
 
         place = _own_folder(folder)
@@ -122,6 +130,14 @@ TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Tracker]] = {
     "mlflow": MLflow,
 }
 """What --report_to may name; each is also the name of its package."""
+
+
+def ends_within(seconds: float, work: Callable[[], object]) -> bool:
+    """Whether some work is done by then; if not, it is left to a thread that ends with the process."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def check_installed(names: Sequence[str]) -> None:

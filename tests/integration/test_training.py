@@ -79,7 +79,8 @@ def test_the_loss_falls_and_every_figure_is_there(finished_run):
         assert line["host_memory_gb"] > 0.1 and line["tflops_per_device"] > 0
         # A CPU has no memory of its own, nobody states its peak, and bf16 needs no loss scale.
         assert all(line[name] is None for name in ("gpu_peak_gb", "mfu", "loss_scale"))
-    assert [(line["step"], line["world_size"]) for line in read_metrics(run, "start")] == [(0, 2)]
+    (start,) = read_metrics(run, "start")
+    assert (start["step"], start["world_size"], start["hosts"]) == (0, 2, [socket.gethostname()])
 
 
 def test_tensorboard_has_the_same_points(finished_run):

@@ -1,6 +1,7 @@
 """Weights & Biases and MLflow: for real where they are installed, else that a flag for them is refused."""
 
 import importlib.util
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from medsft.errors import UserError
 from medsft.monitor import trackers
 from medsft.monitor.metrics import Metrics, Save
 from medsft.monitor.reporter import open_reporter
-from medsft.monitor.trackers import check_installed
+from medsft.monitor.trackers import check_installed, ends_within
 from medsft.run_folder import RunFolder
 
 REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]
@@ -60,6 +61,15 @@ def test_one_that_fails_stops_no_training(tmp_path, monkeypatch, caplog):
         "mlflow cannot be opened (division by zero)",
         "Offline cannot write (no route to host)",
     ]
+
+
+def test_a_server_that_never_answers_is_not_waited_for():
+    answer = threading.Event()
+    try:
+        assert not ends_within(0.01, answer.wait)
+    finally:
+        answer.set()
+    assert ends_within(10.0, answer.wait)
 
 
 def report(folder, name):
