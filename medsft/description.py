@@ -66,7 +66,7 @@ def start_reporter(prepared: Prepared, folder: RunFolder, hosts: Sequence[str], 
     model = ModelFacts(num_parameters, config.optimization.learning_rate)
     num_steps, trackers = prepared.plan.num_steps, config.run.report_to
     reporter = open_reporter(folder, num_steps, world.is_main, start_step, model, trackers, config.flags())
-    reporter.start(Start(start_step, world.size))
+    reporter.start(Start(start_step, world.size, tuple(dict.fromkeys(hosts))))
     reporter.texts(partial(texts, prepared, hosts))
     return reporter
 

@@ -85,10 +85,11 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Start:
-    """A process that begins: after `step` steps, with so many ranks."""
+    """A process that begins: after `step` steps, with so many ranks, on these hosts, each named once."""
 
     step: int
     world_size: int
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

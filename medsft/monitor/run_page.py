@@ -84,7 +84,7 @@ def run_page(runs: Sequence[Run]) -> str:
         progress=progress,
         groups={title: charts for title, charts in groups.items() if charts},
         evaluations=evaluation_tables(runs),
-        tables=[(run.name, [*told_tables(run), *setting_tables(run)]) for run in runs],
+        tables=[(run.name, told_tables(run), setting_tables(run)) for run in runs],
     )
 
 
@@ -122,7 +122,9 @@ def _progress(run: Run, colour: str) -> Series:
         elif record["kind"] == "start":
             # Between the last line of one process and the first of the next nothing was trained.
             points += [(place[0], None), place]
-            marks.append((*place, "▲", f"start at step {record['step']:g}"))
+            hosts = record.get("hosts")
+            where = f" on {shown(hosts)}" if hosts else ""
+            marks.append((*place, "▲", f"start at step {record['step']:g}{where}"))
         else:
             marks.append((*place, "◆", f"checkpoint of step {record['step']:g}"))
     return Series(run.name, colour, points, marks)

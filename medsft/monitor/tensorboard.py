@@ -12,7 +12,8 @@ from torch.utils.tensorboard.summary import hparams
 from medsft.monitor.metrics import Metrics, Save
 from medsft.monitor.sink import Sample, Sink, Summary
 
-# Field of Metrics -> tag; TensorBoard groups by what stands before the slash.
+# Field of Metrics -> tag; TensorBoard groups by what stands before the slash, and opens the first two groups
+# by name: the losses shall be among them.
 TAGS = {
     "loss": "loss/train",
     "learning_rate": "optimization/learning_rate",
@@ -49,8 +50,8 @@ LAYOUT = {
         "loss": ["Multiline", ["loss/train", "loss/validation"]],
         "learning rate": ["Multiline", ["optimization/learning_rate"]],
         "gradient norm": ["Multiline", ["optimization/gradient_norm"]],
-        "loss scale": ["Multiline", ["optimization/loss_scale"]],
         "skipped steps": ["Multiline", ["optimization/skipped_steps"]],
+        "loss scale": ["Multiline", ["optimization/loss_scale"]],
     },
     "speed": {
         "tokens a second": ["Multiline", ["throughput/tokens_per_s", "throughput/supervised_tokens_per_s"]],
@@ -65,7 +66,7 @@ LAYOUT = {
     },
     "memory and checkpoints": {
         "memory (GB)": ["Multiline", [tag for tag in TAGS.values() if tag.startswith("memory/")]],
-        "checkpoints": ["Multiline", ["checkpoint/stall_s", "checkpoint/write_s"]],
+        "checkpoints": ["Multiline", ["saving/stall_s", "saving/write_s"]],
     },
 }
 
@@ -78,9 +79,9 @@ def points(metrics: Metrics) -> dict[str, float]:
 def save_points(save: Save) -> dict[str, float]:
     """Tag -> value of what a checkpoint cost; size in 10⁹ bytes."""
     return {
-        "checkpoint/stall_s": save.stall_s,
-        "checkpoint/write_s": save.write_s,
-        "checkpoint/size_gb": save.num_bytes / 1e9,
+        "saving/stall_s": save.stall_s,
+        "saving/write_s": save.write_s,
+        "saving/size_gb": save.num_bytes / 1e9,
     }
 
 
@@ -88,10 +89,10 @@ def final_points(summary: Summary) -> dict[str, float]:
     """Tag -> value of what runs are compared by in the end; figures that there are none of are left out."""
     last = summary.last
     found = {
-        "hparam/train_loss": last and last.loss,
-        "hparam/best_validation_loss": summary.best_loss,
-        "hparam/tokens_per_s": last and last.tokens_per_s,
-        "hparam/mfu": last and last.mfu,
+        "result/train_loss": last and last.loss,
+        "result/best_validation_loss": summary.best_loss,
+        "result/tokens_per_s": last and last.tokens_per_s,
+        "result/mfu": last and last.mfu,
     }
     return {tag: value for tag, value in found.items() if value is not None}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from medsft.monitor.tensorboard import final_points, plain_flags, points, save_p
 from medsft.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 20.0
+"""So long the end of a run waits for a server; a job that is told to stop has no more time to spare."""
 
 
 class Tracker(Sink):
@@ -67,6 +71,7 @@ class WandB(Tracker):
         # of its own steps in their order only.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        logger.info("Weights & Biases: %s", self._run.url if mode == "online" else f"{mode}, {place}")
 
     def put(self, values: Mapping[str, float], step: int) -> None:
         """Points over the curve `step`."""
@@ -77,8 +82,12 @@ class WandB(Tracker):
         self._run.summary.update(final_points(summary))
 
     def close(self) -> None:
-        """Waits until all is sent or written."""
-        self._run.finish()
+        """Waits until all is sent or written, but not for a network that is gone."""
+        if not ends_within(_PATIENCE_S, self._run.finish):
+            logger.warning(
+                "Weights & Biases does not answer; the run ends without it. `wandb sync %s` sends the rest.",
+                Path(self._run.dir).parent,
+            )
 
 
 class MLflow(Tracker):
@@ -87,7 +96,7 @@ class MLflow(Tracker):
     def __init__(self, folder: RunFolder, flags: Mapping[str, object]) -> None:
         # A server that does not answer holds up the end of a run only, and not for long.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{_PATIENCE_S:.0f}")
         import mlflow
 
         place = _own_folder(folder)
@@ -95,6 +104,7 @@ class MLflow(Tracker):
         self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", own))
         self._id = _remembered(place / "mlflow.id", lambda: self._make(folder))
         self._client.update_run(self._id, status="RUNNING")
+        logger.info("MLflow: run %s", self._id)  # the address may hold a password
         for name, value in plain_flags(flags).items():
             self._client.set_tag(self._id, f"flag.{name}", value)  # parameters could not change at a restart
 
@@ -122,15 +132,29 @@ TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Tracker]] = {
 """What --report_to may name; each is also the name of its package."""
 
 
+def ends_within(seconds: float, work: Callable[[], object]) -> bool:
+    """Whether some work is done by then; if not, it is left to a thread that ends with the process."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
 def check_installed(names: Sequence[str]) -> None:
     """Raises `UserError` for a tracker whose package is not there."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    missing = [name for name in names if not _is_package(name)]
     if missing:
         raise UserError(
             f"--report_to {' '.join(missing)} needs what is not installed here: "
             f"pip install {' '.join(missing)}, or leave the flag out. TensorBoard and metrics.jsonl are "
             "written in any case."
         )
+
+
+def _is_package(name: str) -> bool:
+    """Whether it can be imported; a folder of that name, as W&B leaves one where it runs, is none."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _own_folder(folder: RunFolder) -> Path:

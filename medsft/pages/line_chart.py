@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,8 @@ def line_chart(title: str, series: Sequence[Series], x_text: Callable[[float], s
         return None
     low, high = min(y for _, y in known), max(y for _, y in known)
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    low, high = low - margin, high + margin
+    # What cannot be negative gets no axis below zero.
+    low, high = max(low - margin, 0.0) if low >= 0 else low - margin, high + margin
     last = max(x for x, _ in known)
     first = min(x for x, _ in known)
     width = (last - first) or 1.0
@@ -88,7 +90,6 @@ def line_chart(title: str, series: Sequence[Series], x_text: Callable[[float], s
         down = _HEIGHT - _BOTTOM - (y - low) / (high - low) * (_HEIGHT - _BOTTOM - _TOP)
         return round(right, 1), round(down, 1)
 
-    values = [low + share * (high - low) for share in (0.05, 0.5, 0.95)]
     ends = [(first, "start"), (last, "end")] if last > first else [(first, "start")]
     lines = []
     for curve in series:
@@ -99,10 +100,18 @@ def line_chart(title: str, series: Sequence[Series], x_text: Callable[[float], s
     return Chart(
         title,
         [Label(place(x, low)[0], x_text(x), anchor) for x, anchor in ends],
-        [Label(place(first, value)[1], f"{value:.4g}") for value in values],
+        [Label(place(first, value)[1], f"{value:,.6g}") for value in round_values(low, high)],
         lines,
         [Mark(*place(x, y), sign, text, one.colour) for one in series for x, y, sign, text in one.marks],
     )
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from `low` to `high`, two to seven of them; low < high."""
+    rough = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def stretches(points: Sequence[Point]) -> list[list[tuple[float, float]]]:

@@ -133,7 +133,12 @@ def test_starts_and_checkpoints_stand_on_the_time_line(tmp_path):
         {"kind": "train", "time": 10, "step": 10, "loss": 2},
         {"kind": "checkpoint", "time": 11, "step": 10},
         {"kind": "train", "time": 20, "step": 20, "loss": 1.5},
-        {"kind": "start", "time": 60, "step": 10},  # it went on from the checkpoint
+        {
+            "kind": "start",
+            "time": 60,
+            "step": 10,
+            "hosts": ["node-1", "<b>"],
+        },  # it went on from the checkpoint
         {"kind": "train", "time": 70, "step": 20, "loss": 1.5},
     ]
     (tmp_path / "metrics.jsonl").write_text(
@@ -143,7 +148,7 @@ def test_starts_and_checkpoints_stand_on_the_time_line(tmp_path):
     assert re.findall(r"<title>((?:start|checkpoint)[^<]*)</title>", chart) == [
         "start at step 0",
         "checkpoint of step 10",
-        "start at step 10",
+        "start at step 10 on node-1, &lt;b&gt;",
     ]
     assert chart.count("<polyline") == 2  # nothing was trained between the two processes
 

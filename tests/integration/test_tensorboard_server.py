@@ -2,19 +2,21 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 
 import pytest
+from browser import CHROMIUM, Browser
 
 from medsft.monitor.metrics import Metrics
+from medsft.monitor.sink import Summary
 from medsft.monitor.tensorboard import LAYOUT, TensorBoard
 
-CHROMIUM = shutil.which("chromium")
 LOSSES = [3.0, 2.0, 1.5]
+METRICS = Metrics(3, 0.1, 1.5, 5e-5, 1.0, 10.0, 5.0, 8, 80, 0.99, 0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,9 @@ def server(tmp_path_factory):
     for start_step, losses in ((0, [*LOSSES[:2], 9.0]), (2, LOSSES[2:])):  # step 3 is computed again
         board = TensorBoard(folder, start_step)
         for step, loss in enumerate(losses, start=start_step + 1):
-            board.train(Metrics(step, 0.1, loss, 5e-5, 1.0, 10.0, 5.0, 8, 80, 0.99, 0, 1.0))
+            board.train(replace(METRICS, step=step, loss=loss))
+        if start_step:
+            board.finish(Summary(3, 1.0, 2.5, 2, METRICS, {"learning_rate": 5e-5}))
         board.close()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1"]
     with subprocess.Popen(
@@ -53,11 +57,33 @@ def test_the_custom_page_has_its_groups(server):
     assert [group["title"] for group in layout["category"]] == list(LAYOUT)
 
 
+def test_hyperparameters_stand_beside_the_final_figures(server):
+    wanted = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "startIndex": 0, "sliceSize": 9}
+    request = urllib.request.Request(
+        f"{server}data/plugin/hparams/session_groups",
+        data=json.dumps(wanted).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        (group,) = json.load(answer)["sessionGroups"]
+    assert group["hparams"]["learning_rate"] == 5e-5
+    values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
+    assert values == {
+        "result/train_loss": 1.5,
+        "result/best_validation_loss": 2.5,
+        "result/tokens_per_s": 10.0,
+    }
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_page_opens_in_a_browser(server, tmp_path):
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}"]
-    command += ["--virtual-time-budget=15000", "--window-size=1200,900", "--dump-dom"]  # until it has drawn
-    page = [*command, f"{server}#timeseries"]
-    shown = subprocess.run(page, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "loss/train" in shown
-    assert "throughput" in shown
+def test_the_page_opens_in_a_browser_and_draws_curves(server, tmp_path):
+    page = Browser(tmp_path / "profile", width=1200, height=900)
+    try:
+        page.call("Page.navigate", url=f"{server}#timeseries")
+        # The page puts group and name of a curve on two lines.
+        page.wait_for(r"/loss\s*\/train/.test(document.body?.innerText)", timeout_s=60)
+        page.wait_for("document.querySelectorAll('line-chart').length > 0")
+        page.screenshot(tmp_path / "page.png")
+    finally:
+        page.close()
+    assert (tmp_path / "page.png").stat().st_size > 20_000

@@ -79,7 +79,8 @@ def test_the_loss_falls_and_every_figure_is_there(finished_run):
         assert line["host_memory_gb"] > 0.1 and line["tflops_per_device"] > 0
         # A CPU has no memory of its own, nobody states its peak, and bf16 needs no loss scale.
         assert all(line[name] is None for name in ("gpu_peak_gb", "mfu", "loss_scale"))
-    assert [(line["step"], line["world_size"]) for line in read_metrics(run, "start")] == [(0, 2)]
+    (start,) = read_metrics(run, "start")
+    assert (start["step"], start["world_size"], start["hosts"]) == (0, 2, [socket.gethostname()])
 
 
 def test_tensorboard_has_the_same_points(finished_run):
@@ -90,7 +91,7 @@ def test_tensorboard_has_the_same_points(finished_run):
         points = [(event.step, event.value) for event in events.Scalars(tag)] if known else []
         assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in known]
     for name in ("stall_s", "write_s"):
-        points = [(event.step, event.value) for event in events.Scalars(f"checkpoint/{name}")]
+        points = [(event.step, event.value) for event in events.Scalars(f"saving/{name}")]
         saves = read_metrics(run, "checkpoint")
         assert points == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in saves]
 
@@ -115,7 +116,7 @@ def test_tensorboard_has_the_texts_and_the_hyperparameters(finished_run):
         assert all(part in card for text in sample.values() for part in text.split("\n"))
     assert [bool(sample["expected"]) for sample in line["samples"]] == [True, True, False, False]
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
-    (loss,) = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("hparam/train_loss")
+    (loss,) = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("result/train_loss")
     assert (loss.step, loss.value) == (NUM_STEPS, pytest.approx(read_metrics(run)[-1]["loss"], rel=1e-6))
 
 

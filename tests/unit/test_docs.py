@@ -275,7 +275,7 @@ def test_what_is_told_of_a_checkpoint(tmp_path):
     )
     events = EventAccumulator(str(tmp_path)).Reload()
     assert {unquoted(row[1]) for row in rows if row[0] != "`step`"} == set(events.Tags()["scalars"])
-    (size,) = events.Scalars("checkpoint/size_gb")
+    (size,) = events.Scalars("saving/size_gb")
     assert size.value == 3.0
 
 

@@ -104,9 +104,10 @@ def test_whatever_a_sink_does_the_training_goes_on(caplog):
 
 
 def test_the_layout_names_curves_that_are_written(tmp_path):
-    written = {*TAGS.values(), "loss/validation", "checkpoint/stall_s", "checkpoint/write_s"}
+    written = {*TAGS.values(), "loss/validation", "saving/stall_s", "saving/write_s"}
     shown = {tag for group in LAYOUT.values() for _, tags in group.values() for tag in tags}
     assert shown <= written
+    assert min(tag.split("/")[0] for tag in written) == "loss"  # what TensorBoard shows first
     TensorBoard(tmp_path).close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert "custom_scalars__config__" in events.Tags()["tensors"]
@@ -127,5 +128,5 @@ def test_the_document_quotes_the_limits():
     ):
         assert part in words, part
     assert samples.NUM_FROM_DATA == 2 and "the first two of the validation data" in words
-    groups = {tag.split("/")[0] for tag in TAGS.values()} | {"checkpoint", "hparam"}
+    groups = {tag.split("/")[0] for tag in TAGS.values()} | {"saving", "result"}
     assert {name for name in groups if f"| `{name}` |" in text} == groups

@@ -43,11 +43,13 @@ def terminal(monkeypatch, term="xterm-256color"):
         patch.setenv("TERM", term)
         patch.setattr(log, "handlers", [handler])
         patch.setattr(log, "propagate", False)
-        patch.setattr(log, "level", logging.INFO)
+        level = log.level
+        log.setLevel(logging.INFO)
         try:
             yield lambda: printed.decode()
             assert sys.stdout is screen and handler.stream is screen, "stdout was not given back"
         finally:
+            log.setLevel(level)
             screen.close()
             reader.join(10)
             os.close(master)

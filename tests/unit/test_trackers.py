@@ -1,6 +1,7 @@
 """Weights & Biases and MLflow: for real where they are installed, else that a flag for them is refused."""
 
 import importlib.util
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from medsft.errors import UserError
 from medsft.monitor import trackers
 from medsft.monitor.metrics import Metrics, Save
 from medsft.monitor.reporter import open_reporter
-from medsft.monitor.trackers import check_installed
+from medsft.monitor.trackers import check_installed, ends_within
 from medsft.run_folder import RunFolder
 
 REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]
@@ -33,6 +34,14 @@ def test_other_names_and_missing_packages_are_refused(monkeypatch):
     check_installed(parse(REQUIRED).run.report_to)
 
 
+@pytest.mark.skipif(is_there("wandb"), reason="a package hides a folder")
+def test_a_folder_that_wandb_left_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="pip install wandb"):
+        check_installed(["wandb"])
+
+
 def test_one_that_fails_stops_no_training(tmp_path, monkeypatch, caplog):
     class Offline(trackers.Tracker):
         def __init__(self, folder, flags):
@@ -52,6 +61,15 @@ def test_one_that_fails_stops_no_training(tmp_path, monkeypatch, caplog):
         "mlflow cannot be opened (division by zero)",
         "Offline cannot write (no route to host)",
     ]
+
+
+def test_a_server_that_never_answers_is_not_waited_for():
+    answer = threading.Event()
+    try:
+        assert not ends_within(0.01, answer.wait)
+    finally:
+        answer.set()
+    assert ends_within(10.0, answer.wait)
 
 
 def report(folder, name):
@@ -80,7 +98,7 @@ def test_mlflow_has_the_curves_of_one_run(tmp_path, monkeypatch, caplog):
     run = client.get_run(number)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "运行 1")
     assert run.data.tags["flag.learning_rate"] == "0.0001"
-    assert run.data.metrics["hparam/best_validation_loss"] == 2.0
+    assert run.data.metrics["result/best_validation_loss"] == 2.0
     points = [(point.step, point.value) for point in client.get_metric_history(number, "loss/train")]
     assert points == [(step, 6.0 / step) for step in (1, 2, 3, 3, 4, 5)]
 
