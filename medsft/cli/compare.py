@@ -77,6 +77,11 @@ def compare(
     suites = [read_suite(path, False, num_questions) for path in choices or ()]
     suites += [read_suite(path, True, num_questions) for path in general_choices or ()]
     general = [question for question in asked if question.kind == GENERAL]
+    if min_exact > 0 and not any(question.expected for question in asked):
+        raise UserError(
+            "--min_exact needs questions with answers, and there are none. Write the answers into the file "
+            '("response"), or leave --min_exact out.'
+        )
     if max_forgetting is not None and not any(one.expected for one in general):
         raise UserError(
             "--max_forgetting needs general questions with answers, and there are none. Mark them in the "

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from medsft.engine.distributed import World, complete_environment, from_all
-from medsft.inference.responder import choose_device
+from medsft.inference.device import choose_device
 
 T = TypeVar("T")
 
@@ -23,7 +22,7 @@ _TIMEOUT = timedelta(hours=12)  # a rank waits for the slowest one's answers
 def evaluation_world(device: str) -> Iterator[World]:
     """This process among those that torchrun or the launcher started; alone without them.
 
-    With several ranks and `device` auto each takes the GPU of its local rank. Words go over gloo.
+    `device` as in `choose_device`. Words go over gloo.
     """
     environment = dict(os.environ)
     complete_environment(environment)
@@ -32,9 +31,7 @@ def evaluation_world(device: str) -> Iterator[World]:
         return
     os.environ.update(environment)
     local_rank = int(os.environ["LOCAL_RANK"])
-    if device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{local_rank % torch.cuda.device_count()}"
-    place = choose_device(device)
+    place = choose_device(device, local_rank)
     dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank, place)

@@ -15,6 +15,7 @@ from medsft.chatglm.weights import load_model
 from medsft.data.encode import encode_prompt
 from medsft.errors import UserError
 from medsft.inference.decoding import Decoder, Row
+from medsft.inference.device import choose_device
 from medsft.inference.postprocess import AnswerText, postprocess
 from medsft.inference.sampling import Sampling
 from medsft.provenance import trained_template
@@ -152,18 +153,3 @@ def open_responder(
     automatic = "fp32" if place.type == "cpu" else None
     model = load_model(folder, automatic if dtype == "auto" else dtype, place, quantize)
     return Responder(model, tokenizer, trained_template(folder) if template == "auto" else template, polish)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name (auto: a GPU if there is one); `UserError` for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name} is not known; give cpu, cuda, cuda:1 … or auto.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."
-        )
-    return device
