@@ -18,7 +18,7 @@ def compare(
     tuned: Annotated[Path, typer.Option(help="Model or run folder after training.")],
     questions: Annotated[
         list[Path] | None,
-        typer.Option(help="Questions, with answers where they are known; repeatable (default: 16 of ours)."),
+        typer.Option(help="Questions, with answers where they are known; repeatable (default: 64 of ours)."),
     ] = None,
     choices: Annotated[
         list[Path] | None,

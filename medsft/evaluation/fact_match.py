@@ -3,7 +3,8 @@
 `medsft data` writes the values that are true of a question's entity beside each pair (`provenance.facts`). An
 answer names those of them that stand in it, and it names wrong ones: values that the set knows for the same
 relation, but not for this entity. Its score is the F-score of the two (2 × right / (asked + named)), so that
-neither silence nor naming everything pays. Asked are the values that the reference answer names.
+neither silence nor naming everything pays. Asked are the values that the reference answer names. Words are
+matched, not meanings: a value that the answer denies (不会发热) is named all the same.
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ SET = FactMatch([MIGRAINE, TENSION, FREE])
         ("恶心和畏声", 1, 1),  # true, but not among those the reference names
         ("偏头痛", 0, 0),  # 头痛 is a part of the name here
         ("头痛", 0, 1),
+        ("不会恶心", 1, 1),  # words, not meanings, as the docs say
         ("", 0, 0),
     ],
 )
