@@ -26,7 +26,7 @@ def compare(
     tuned: Annotated[Path, typer.Option(help="Model or run folder after training.")],
     questions: Annotated[
         list[Path] | None,
-        typer.Option(help="Questions, with answers where they are known; repeatable (default: 16 of ours)."),
+        typer.Option(help="Questions, with answers where they are known; repeatable (default: 64 of ours)."),
     ] = None,
     choices: Annotated[
         list[Path] | None,
@@ -86,6 +86,11 @@ def compare(
     suites = [read_suite(path, False, num_questions) for path in choices or ()]
     suites += [read_suite(path, True, num_questions) for path in general_choices or ()]
     general = [question for question in asked if question.kind == GENERAL]
+    if min_exact > 0 and not any(question.expected for question in asked):
+        raise UserError(
+            "--min_exact needs questions with answers, and there are none. Write the answers into the file "
+            '("response"), or leave --min_exact out.'
+        )
     if max_forgetting is not None and not any(one.expected for one in general):
         raise UserError(
             "--max_forgetting needs general questions with answers, and there are none. Mark them in the "

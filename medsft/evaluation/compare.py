@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.weights import check_release
+from medsft.data.progress import Steps
 from medsft.engine.distributed import World
 from medsft.evaluation.answer_loss import answer_loss
-from medsft.evaluation.evaluate import Progress
 from medsft.evaluation.findings import Accuracy, Answered, Change, Findings, accuracies_by_kind
 from medsft.evaluation.multiple_choice import Suite, likeliest_letters, written_letters
 from medsft.evaluation.question_set import Question
@@ -47,7 +48,7 @@ def compare_models(
     dtype: str,
     device: str,
     quantize: int | None,
-    progress: Progress,
+    progress: Steps,
 ) -> Findings:
     """Asks both models the questions greedily, and all of the multiple-choice suites.
 
@@ -56,8 +57,9 @@ def compare_models(
     """
     if template == "auto":
         template = trained_template(model_folder(tuned))
-    for folder in (base, tuned):
-        check_release(model_folder(folder))  # a wrong name shall not surface after the first half
+    for folder in (base, tuned):  # what is wrong with the second shall not surface after the first
+        check_release(model_folder(folder))
+        open_tokenizer(model_folder(folder))
     sampling = Sampling(max_new_tokens=max_new_tokens, greedy=True)
     before, after = (
         _look_at(
@@ -85,7 +87,7 @@ def _look_at(
     asked: Sequence[Question],
     suites: Sequence[Suite],
     sampling: Sampling,
-    progress: Progress,
+    progress: Steps,
     name: str,
 ) -> _Side:
     longest = responder.model.config.max_sequence_length // 2
@@ -101,14 +103,20 @@ def _look_at(
         for start in range(0, len(queries), _AT_ONCE):
             answers += responder.answers(queries[start : start + _AT_ONCE], sampling)
             shown(len(answers), len(queries))
+    losses = {}
+    for kind, some in by_kind.items():
+        examples = [question.example() for question in some]
+        with progress(f"{name}: loss of {kind} answers") as shown:
+            losses[kind] = answer_loss(responder, examples, alone, longest, longest, progress=shown).loss
+    likeliest = []
+    for suite in suites:
+        with progress(f"{name}: letters of {suite.name}") as shown:
+            likeliest.append(likeliest_letters(responder, suite.questions, shown))
     written = iter(answers[len(asked) :])
     return _Side(
         answers[: len(asked)],
-        {
-            kind: answer_loss(responder, [one.example() for one in some], alone, longest, longest).loss
-            for kind, some in by_kind.items()
-        },
-        [likeliest_letters(responder, suite.questions) for suite in suites],
+        losses,
+        likeliest,
         [written_letters([next(written) for _ in suite.questions], suite.questions) for suite in suites],
     )
 

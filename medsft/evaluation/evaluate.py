@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsft.chatglm.weights import check_release
+from medsft.data.progress import Steps, silent_steps
 from medsft.errors import UserError
 from medsft.evaluation.answer_loss import answer_loss
 from medsft.evaluation.predict import (
@@ -28,8 +29,6 @@ from medsft.run_folder import model_folder, writing
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def evaluate_model(
     dtype: str,
     device: str,
     quantize: int | None,
-    progress: Progress,
+    progress: Steps,
 ) -> Evaluation | None:
     """Evaluates on all ranks; rank 0 writes `evaluation.json` and `generated_predictions.txt` and returns.
 
@@ -70,6 +69,7 @@ def evaluate_model(
     """
     questions = read_answered(files)[:num_examples]
     examples = [question.example() for question in questions]
+    check_release(model_folder(model))  # before a folder is made in one that is none
     with evaluation_world(device) as world:
         with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -82,14 +82,16 @@ def evaluate_model(
                 f"more than the {longest} tokens that this model reads. Lower one of them."
             )
         limits = (max_source_length, max_target_length)
-        loss = answer_loss(responder, examples, world, *limits, batch_size)
+        steps = progress if world.is_main else silent_steps  # one bar, not one a rank
+        with steps("loss") as shown:
+            loss = answer_loss(responder, examples, world, *limits, batch_size, shown)
         scores = None
         if generate:
             sampling = Sampling(max_new_tokens=max_target_length, greedy=True)
             held = f"{responder.model.dtype} {responder.model.config.quantization_bit}"
             identity = f"{weights_identity(model_folder(model))} {held}"
             key = answers_key(identity, responder.template, examples, sampling)
-            with progress("answering") as shown:
+            with steps("answering") as shown:
                 answers = answer_all(responder, examples, sampling, output_dir, key, world, batch_size, shown)
         if not world.is_main:
             return None

@@ -5,7 +5,8 @@ answer names those of them that stand in it, and it names wrong ones: values tha
 relation, but not for this entity. Its score is the F-score of the two (2 × right / (asked + named)), so that
 neither silence nor naming everything pays. Asked are the values that the reference answer names; what the
 question says itself is neither right nor wrong. Of two entities that are compared it is not told for which of
-them a value was named. A question for yes or no is judged by how the answer begins, all or nothing.
+them a value was named. A question for yes or no is judged by how the answer begins, all or nothing. Words are
+matched, not meanings: a value that the answer denies (不会发热) is named all the same.
 """
 
 from __future__ import annotations

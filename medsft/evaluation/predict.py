@@ -80,9 +80,12 @@ def _read_parts(folder: Path, key: str) -> dict[int, str]:
 
 
 def write_predictions(path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
-    """`generated_predictions.txt` in THUDM's form: a line {"labels": reference, "predict": answer} each."""
+    """`generated_predictions.txt` in THUDM's form: a line {"labels": reference, "predict": answer} each.
+
+    Both without white space around, as https://github.com/THUDM/ChatGLM-6B/blob/main/ptuning/main.py has it.
+    """
     lines = (
-        json.dumps({"labels": example.response, "predict": answer}, ensure_ascii=False)
+        json.dumps({"labels": example.response.strip(), "predict": answer.strip()}, ensure_ascii=False)
         for example, answer in zip(examples, answers, strict=True)
     )
     write_text(path, "".join(line + "\n" for line in lines))

@@ -15,7 +15,7 @@ from medsft.evaluation.match import names
 from medsft.evaluation.records import read_each
 
 IN_THE_BOX = Path(__file__).with_name("questions.jsonl")
-"""Eight medical and eight general questions; the first two are those of Med-ChatGLM's README."""
+"""32 medical and 32 general questions; the first two are those of Med-ChatGLM's README."""
 
 GENERAL, MEDICAL = "general", "medical"
 

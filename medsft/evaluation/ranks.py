@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from medsft.engine.distributed import World, complete_environment, from_all
 from medsft.errors import UserError
-from medsft.inference.responder import choose_devices
+from medsft.inference.device import choose_devices
 
 T = TypeVar("T")
 
@@ -24,7 +23,7 @@ _TIMEOUT = timedelta(hours=12)  # a rank waits for the slowest one's answers
 def evaluation_world(device: str) -> Iterator[World]:
     """This process among those that torchrun or the launcher started; alone without them.
 
-    With several ranks and `device` auto each takes the GPU of its local rank. Words go over gloo.
+    `device` as in `choose_devices`. Words go over gloo.
     """
     environment = dict(os.environ)
     complete_environment(environment)
@@ -33,9 +32,7 @@ def evaluation_world(device: str) -> Iterator[World]:
         return
     os.environ.update(environment)
     local_rank = int(os.environ["LOCAL_RANK"])
-    if device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{local_rank % torch.cuda.device_count()}"
-    place, *more = choose_devices(device)
+    place, *more = choose_devices(device, local_rank)
     if more:
         raise UserError(
             f"--device {device} gives one model to several GPUs, but each of the {environment['WORLD_SIZE']} "

@@ -16,6 +16,7 @@ from medsft.chatglm.weights import load_model
 from medsft.data.encode import encode_prompt
 from medsft.errors import UserError
 from medsft.inference.decoding import Decoder, Row
+from medsft.inference.device import choose_devices
 from medsft.inference.postprocess import AnswerText, postprocess
 from medsft.inference.sampling import Sampling
 from medsft.provenance import trained_template
@@ -171,34 +172,3 @@ def open_responder(
     if template == "auto":
         template = trained_template(folder)
     return Responder(model, tokenizer, template, polish, use_fastest(model))
-
-
-def choose_devices(name: str) -> list[torch.device]:
-    """The devices that a model goes to, in this order: one, or several that share its blocks.
-
-    name: of one device, several of one kind with commas between, "all" for all GPUs, or "auto" for the first
-    GPU if there is one. Raises UserError for what is not there.
-    """
-    if name == "all":
-        name = ",".join(f"cuda:{index}" for index in range(torch.cuda.device_count())) or "auto"
-    devices = [choose_device(part.strip()) for part in name.split(",")]
-    if len({device.type for device in devices}) > 1:
-        raise UserError(f"--device {name} mixes kinds of devices; give several GPUs, or one device.")
-    return devices
-
-
-def choose_device(name: str) -> torch.device:
-    """One device by its name (auto: a GPU if there is one). Raises UserError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"--device {name} is not known; give cpu, cuda, cuda:1 …, several with commas, all, or auto."
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."
-        )
-    return device

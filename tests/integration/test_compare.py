@@ -68,12 +68,14 @@ def test_the_first_of_each_kind_are_asked(tmp_path):
 def test_suites_are_judged_in_both_ways(chat_model_dir, toy_model, tmp_path):
     """A toy that has learnt a sentence by heart writes it, and finds the letter likeliest that it learnt."""
     suite = tmp_path / "一般 题.csv"
+    gate = ("--max_accuracy_drop", -1)  # nothing short of all wrong before and all right after
     suite.write_text("question,A,B,answer\n首都?,北京,上海,A\n首都?,上海,北京,B\n", encoding="utf-8")
     page = tmp_path / "page.md"
     result = compare(
-        chat_model_dir, toy_model, "--general_choices", suite, "--num_questions", 1, "--output", page
+        chat_model_dir, toy_model, "--general_choices", suite, "--num_questions", 1, "--output", page, *gate
     )
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
+    assert "written letter 生成: right answers fell" in result.output.replace("\n", "")
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if "一般 题.csv" in line]
     assert ["likeliest letter" in rows[0], "written letter" in rows[1], "without a letter" in rows[2]] == [
         True
@@ -93,8 +95,18 @@ def test_suites_are_judged_in_both_ways(chat_model_dir, toy_model, tmp_path):
             '{"prompt": "q", "response": "a", "kind": "general"}',
             "can be right or wrong",
         ),
+        (["--min_exact", "0.5", "--questions"], '{"prompt": "q"}', "needs questions with answers"),
+        (["--general_choices"], "\n", "holds no multiple-choice question"),
     ],
-    ids=["empty", "no question", "broken suite", "nothing general", "nothing to be right"],
+    ids=[
+        "empty",
+        "no question",
+        "broken suite",
+        "nothing general",
+        "nothing to be right",
+        "nothing to be exact",
+        "empty suite",
+    ],
 )
 def test_bad_input_is_named(arguments, content, said, toy_model, tmp_path):
     bad = tmp_path / "坏 文件.jsonl"

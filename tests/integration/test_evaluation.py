@@ -2,20 +2,28 @@
 
 import json
 import math
+import multiprocessing
+import os
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from runs import REPOSITORY
 from typer.testing import CliRunner
 
 from medsft.cli import app
-from medsft.data.records import read_files
+from medsft.data.records import Example, read_files
 from medsft.engine.distributed import World
 from medsft.errors import UserError
-from medsft.evaluation.predict import answer_all, answers_key
-from medsft.inference.responder import open_responder
+from medsft.evaluation.answer_loss import loss_sums
+from medsft.evaluation.evaluate import evaluate_model
+from medsft.evaluation.predict import answer_all, answers_key, write_predictions
+from medsft.inference.responder import Responder, open_responder
 from medsft.inference.sampling import Sampling
 
 FLAGS = ("--num_questions", "5", "--batch_size", "2", "--max_target_length", "12")
@@ -51,7 +59,25 @@ def test_an_untrained_model_knows_nothing(evaluated, toy_model, instruction_file
     assert not list(evaluated.glob("answers-*"))
 
 
-def test_two_ranks_find_the_same(evaluated, toy_model, instruction_file, tmp_path):
+@contextmanager
+def killed_after_the_first_batch(what):
+    """Progress that ends the process as `kill -9` does once two of the answers are written down."""
+    yield (
+        lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if (what, done) == ("answering", 2) else None
+    )
+
+
+def test_two_ranks_finish_what_one_that_was_killed_began(evaluated, toy_model, instruction_file, tmp_path):
+    arguments = (toy_model, [instruction_file], tmp_path, 5, True, 256, 12, 2, "auto", "auto", "auto")
+    child = multiprocessing.get_context("fork").Process(
+        target=evaluate_model, args=(*arguments, killed_after_the_first_batch)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    (part,) = tmp_path.iterdir()
+    assert len(part.read_text(encoding="utf-8").splitlines()) == 2
+
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["--model", toy_model, "--questions", instruction_file, "--output_dir", tmp_path, *FLAGS]
     done = subprocess.run(
@@ -66,6 +92,23 @@ def test_two_ranks_find_the_same(evaluated, toy_model, instruction_file, tmp_pat
     assert read(tmp_path) == read(evaluated)
     name = "generated_predictions.txt"
     assert (tmp_path / name).read_bytes() == (evaluated / name).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {name, "evaluation.json"}
+
+
+def test_predictions_are_written_as_thudm_writes_them(tmp_path):
+    examples = [Example("问", " 答\n", (), ""), Example("问", '"引"', (), "")]
+    write_predictions(tmp_path / "p.txt", examples, ["\n答 ", ""])
+    written = (tmp_path / "p.txt").read_text(encoding="utf-8")
+    assert written == '{"labels": "答", "predict": "答"}\n{"labels": "\\"引\\"", "predict": ""}\n'
+
+
+def test_examples_of_a_row_lose_what_they_lose_alone(toy_model, instruction_file):
+    responder = open_responder(toy_model, device="cpu")
+    examples = read_files([instruction_file]).examples[:3]
+    together = loss_sums(responder, examples, 64, 12)
+    alone = [pair for example in examples for pair in loss_sums(responder, [example], 64, 12)]
+    assert [num for _, num in together] == [num for _, num in alone]
+    assert [loss for loss, _ in together] == pytest.approx([loss for loss, _ in alone], rel=1e-5)
 
 
 def test_what_was_answered_is_not_asked_again(toy_model, instruction_file, tmp_path, monkeypatch):
@@ -94,8 +137,45 @@ def test_what_was_answered_is_not_asked_again(toy_model, instruction_file, tmp_p
     assert len(asked) == 4
 
 
-def test_questions_without_answers_are_named(toy_model, tmp_path):
-    bad = tmp_path / "没有答案.jsonl"
-    bad.write_text('{"context": "什么？", "target": ""}\n', encoding="utf-8")
-    with pytest.raises(UserError, match="No example can be used"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"context": "什么？", "target": ""}', "No example can be used.*没有.jsonl:1: empty answer"),
+        ('{"prompt": "什么？"}', "No example can be used.*没有.jsonl:1: empty answer"),
+        ("\n", "没有.jsonl holds no question"),
+        ("", "没有.jsonl is empty"),
+        ('{"prompt": "什', "没有.jsonl:1 is no question .broken JSON"),
+    ],
+    ids=["empty answer", "no answer", "no question", "no byte", "broken"],
+)
+def test_questions_that_cannot_be_used(content, said, toy_model, tmp_path):
+    bad = tmp_path / "没有.jsonl"
+    bad.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
         evaluate("--model", toy_model, "--questions", bad, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def without_tokenizer(model: Path, folder: Path) -> Path:
+    """A copy of a model that lacks its tokenizer."""
+    shutil.copytree(model, folder)
+    (folder / "ice_text.model").unlink()
+    return folder
+
+
+def test_a_missing_tokenizer_is_named(toy_model, instruction_file, tmp_path, monkeypatch):
+    """By both commands, and by compare before the other model has been asked anything."""
+    monkeypatch.setattr(Responder, "answers", None)
+    lacking = without_tokenizer(toy_model, tmp_path / "无 词表")
+    with pytest.raises(UserError, match=r"无 词表.*ice_text\.model is missing"):
+        evaluate("--model", lacking, "--questions", instruction_file, "--output_dir", tmp_path / "out")
+    for base, tuned in ((toy_model, lacking), (lacking, toy_model)):
+        words = ["compare", "--base", base, "--tuned", tuned, "--questions", instruction_file]
+        with pytest.raises(UserError, match=r"无 词表.*ice_text\.model is missing"):
+            CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+
+
+def test_no_folder_is_made_for_a_model_that_is_none(instruction_file, tmp_path):
+    with pytest.raises(UserError, match="错 名"):
+        evaluate("--model", tmp_path / "错 名", "--questions", instruction_file)
+    assert not list(tmp_path.iterdir())

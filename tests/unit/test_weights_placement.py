@@ -12,7 +12,7 @@ from medsft.chatglm.weights.check import model_on_meta
 from medsft.chatglm.weights.placement import connect, device_of, devices_of_blocks, place
 from medsft.errors import UserError
 from medsft.inference.decoding import Decoder, SlotCache
-from medsft.inference.responder import choose_devices
+from medsft.inference.device import choose_devices
 from medsft.inference.sampling import Sampling
 
 TINY = Path(__file__).parents[1] / "golden" / "tiny"
@@ -81,16 +81,20 @@ def test_several_devices_need_accelerate(monkeypatch):
         load_model(TINY, "fp32", [CPU, CPU])
 
 
-def test_names_of_devices():
+def test_names_of_devices(monkeypatch):
     assert choose_devices("cpu") == [CPU]
     assert choose_devices("cpu, cpu") == [CPU, CPU]
     for name, words in (
         ("gpu", "all, or auto"),
         ("", "is not known"),
-        ("cpu,meta", "mixes kinds"),
         ("cuda:99", "is not there"),
     ):
         with pytest.raises(UserError, match=words):
             choose_devices(name)
     if not torch.cuda.is_available():
         assert choose_devices("all") == choose_devices("auto") == [CPU]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(device) for device in choose_devices("all")] == ["cuda:0", "cuda:1"]
+    with pytest.raises(UserError, match="mixes kinds"):
+        choose_devices("cpu,cuda:1")
