@@ -51,6 +51,16 @@ def test_an_untrained_model_knows_nothing(evaluated, toy_model, instruction_file
     assert not list(evaluated.glob("answers-*"))
 
 
+def test_quantised_and_in_parts(evaluated, toy_model, instruction_file, tmp_path):
+    """int4 changes the loss, a little; and asks for answers anew. Several devices are passed on."""
+    flags = ("--questions", instruction_file, "--output_dir", tmp_path, *FLAGS)
+    result = evaluate("--model", toy_model, "--quantize", "4", *flags)
+    assert result.exit_code == 0, result.output
+    assert 0 < abs(read(tmp_path)["loss"] / read(evaluated)["loss"] - 1) < 0.02
+    with pytest.raises(UserError, match="mixes kinds"):
+        evaluate("--model", toy_model, "--device", "cpu,meta", *flags)
+
+
 def test_two_ranks_find_the_same(evaluated, toy_model, instruction_file, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["--model", toy_model, "--questions", instruction_file, "--output_dir", tmp_path, *FLAGS]
