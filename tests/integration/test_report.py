@@ -6,14 +6,13 @@ import shutil
 import subprocess
 
 import pytest
+from browser import CHROMIUM
 from typer.testing import CliRunner
 
 from medsft.cli import app
 from medsft.errors import UserError
 from medsft.monitor.run import read_run
 from medsft.monitor.run_page import run_page
-
-CHROMIUM = shutil.which("chromium")
 
 
 def report(*arguments):

@@ -2,18 +2,17 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
 import urllib.request
 
 import pytest
+from browser import CHROMIUM
 
 from medsft.monitor.metrics import Metrics
 from medsft.monitor.tensorboard import LAYOUT, TensorBoard
 
-CHROMIUM = shutil.which("chromium")
 LOSSES = [3.0, 2.0, 1.5]
 
 
