@@ -8,15 +8,13 @@ changing order:
   generate, single     transformers' generate, one question after the other (what the original code does);
   generate, batch      transformers' generate over left-padded batches, each waiting for its longest;
   side by side         the decoder of `medsft chat` and `medsft serve`, one or BATCH answers at once;
-  int8, int4           the same with quantised blocks.
-Memory is that of the weights; the loss is the model's on the prompts' own tokens, so that the price of
-quantisation is told with its gain (on made-up weights it says little: give a model).
+  bf16, int8, int4     the same with other weights; quantised ones compute as `medsft chat --quantize` does.
+Memory is that of the weights. What quantisation costs in quality: benchmarks/quantize.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import tempfile
 import time
@@ -28,6 +26,7 @@ import numpy as np
 import torch
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from medsft.chatglm.quantization import use_fastest
 from medsft.chatglm.weights import load_model
 from medsft.inference.decoding import Decoder
 from medsft.inference.sampling import Sampling
@@ -110,21 +109,6 @@ def side_by_side(num_rows: int) -> Way:
     return run
 
 
-def mean_loss(model: Model, prompts: Sequence[list[int]]) -> float:
-    """Nats a token when the first half of each prompt is context and the rest its answer."""
-    total, num_targets = 0.0, 0
-    for prompt in prompts:
-        *words, gmask, bos = prompt
-        half = len(words) // 2
-        ids = torch.tensor([[*words[:half], gmask, bos, *words[half:]]], device=model.device)
-        labels = ids.clone()
-        labels[:, : half + 1] = -100
-        with torch.inference_mode():
-            loss = model(ids, labels=labels, num_items_in_batch=1.0).loss
-        total, num_targets = total + float(loss), num_targets + int((labels != -100).sum())
-    return total / num_targets
-
-
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -151,35 +135,37 @@ def main() -> None:
         folder = options.model or Path(temporary)
         if options.model is None:
             write_made_up_model(folder)
-        models = {bits: load_model(folder, dtype, options.device, quantize=bits) for bits in (None, 8, 4)}
+        kinds = {"": (dtype, None), "bf16": ("bf16", None), "int8": ("auto", 8), "int4": ("auto", 4)}
+        models = {
+            kind: load_model(folder, held, options.device, quantize=bits)
+            for kind, (held, bits) in kinds.items()
+        }
+    told = [use_fastest(model) for model in models.values()]
     for model in models.values():
         model.config.eos_token_id = None
         model.generation_config.eos_token_id = None
-    prompts = made_up_prompts(options.num_prompts, models[None].config)
+    prompts = made_up_prompts(options.num_prompts, models[""].config)
     chance = np.random.RandomState(1)
     lengths = chance.randint(max(1, options.num_tokens // 4), options.num_tokens + 1, len(prompts)).tolist()
-    ways: dict[str, tuple[int | None, Way]] = {
-        "generate, single": (None, generate_single),
-        "side by side, 1 row": (None, side_by_side(1)),
-        "side by side, 1 row, int8": (8, side_by_side(1)),
-        "side by side, 1 row, int4": (4, side_by_side(1)),
-        f"generate, batch of {BATCH}": (None, generate_batch),
-        f"side by side, {BATCH} rows": (None, side_by_side(BATCH)),
-        f"side by side, {BATCH} rows, int8": (8, side_by_side(BATCH)),
-        f"side by side, {BATCH} rows, int4": (4, side_by_side(BATCH)),
+    ways: dict[str, tuple[str, Way]] = {
+        "generate, single": ("", generate_single),
+        f"generate, batch of {BATCH}": ("", generate_batch),
     }
+    for num_rows in (1, BATCH):
+        for kind in models:
+            name = ", ".join(filter(None, (f"side by side, {num_rows} row{'s' * (num_rows > 1)}", kind)))
+            ways[name] = (kind, side_by_side(num_rows))
     rates: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for round_number in range(options.rounds + 1):  # the first warms up
         for name in names[round_number % len(names) :] + names[: round_number % len(names)]:
-            bits, way = ways[name]
+            kind, way = ways[name]
             begin_s = time.perf_counter()
-            num_tokens = way(models[bits], prompts, lengths)
+            num_tokens = way(models[kind], prompts, lengths)
             if options.device.startswith("cuda"):
                 torch.cuda.synchronize()
             if round_number:
                 rates[name].append(num_tokens / (time.perf_counter() - begin_s))
-    losses = {bits: mean_loss(model, prompts) for bits, model in models.items()}
     baseline = statistics.median(rates["generate, single"])
     table = [
         {
@@ -188,20 +174,23 @@ def main() -> None:
             "min": round(min(rates[name]), 1),
             "max": round(max(rates[name]), 1),
             "times generate, single": round(statistics.median(rates[name]) / baseline, 2),
-            "weights MB": round(sum(p.nbytes for p in models[bits].parameters()) / 1e6, 1),
-            "perplexity change %": round(100 * (math.exp(losses[bits] - losses[None]) - 1), 2),
+            "weights MB": round(
+                sum(tensor.nbytes for tensor in (*models[kind].parameters(), *models[kind].buffers())) / 1e6,
+                1,
+            ),
         }
-        for name, (bits, _) in ways.items()
+        for name, (kind, _) in ways.items()
     ]
     settings = {
         "model": "made up" if options.model is None else options.model.name,
-        "parameters": f"{sum(p.numel() for p in models[None].parameters()):,}",
+        "parameters": f"{sum(p.numel() for p in models[''].parameters()):,}",
         "device": options.device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "prompts": len(prompts),
         "answer tokens": f"{min(lengths)} to {max(lengths)}",
         "rounds": options.rounds,
+        "quantised": "; ".join(filter(None, told)),
     }
     print(
         machine.write_result("generate", settings, table, options.results)

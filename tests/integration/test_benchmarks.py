@@ -91,8 +91,10 @@ def test_generate_benchmark(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = {row["way"]: row for row in json.loads((tmp_path / "generate.json").read_text("utf-8"))["rows"]}
-    assert len(rows) == 8
+    assert len(rows) == 10
     assert rows["generate, single"]["times generate, single"] == 1
     assert all(0 < row["min"] <= row["tokens/s (median)"] <= row["max"] for row in rows.values())
-    weights = [rows[f"side by side, 1 row{kind}"]["weights MB"] for kind in ("", ", int8", ", int4")]
+    weights = [
+        rows[f"side by side, 1 row{kind}"]["weights MB"] for kind in ("", ", bf16", ", int8", ", int4")
+    ]
     assert weights == sorted(weights, reverse=True)

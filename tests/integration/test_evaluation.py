@@ -59,6 +59,16 @@ def test_an_untrained_model_knows_nothing(evaluated, toy_model, instruction_file
     assert not list(evaluated.glob("answers-*"))
 
 
+def test_quantised_and_in_parts(evaluated, toy_model, instruction_file, tmp_path):
+    """int4 changes the loss, a little; and asks for answers anew. Several devices are passed on."""
+    flags = ("--questions", instruction_file, "--output_dir", tmp_path, *FLAGS)
+    result = evaluate("--model", toy_model, "--quantize", "4", *flags)
+    assert result.exit_code == 0, result.output
+    assert 0 < abs(read(tmp_path)["loss"] / read(evaluated)["loss"] - 1) < 0.02
+    with pytest.raises(UserError, match="is not there"):
+        evaluate("--model", toy_model, "--device", "cpu,cuda", *flags)
+
+
 @contextmanager
 def killed_after_the_first_batch(what):
     """Progress that ends the process as `kill -9` does once two of the answers are written down."""
@@ -68,7 +78,7 @@ def killed_after_the_first_batch(what):
 
 
 def test_two_ranks_finish_what_one_that_was_killed_began(evaluated, toy_model, instruction_file, tmp_path):
-    arguments = (toy_model, [instruction_file], tmp_path, 5, True, 256, 12, 2, "auto", "auto", "auto")
+    arguments = (toy_model, [instruction_file], tmp_path, 5, True, 256, 12, 2, "auto", "auto", "auto", None)
     child = multiprocessing.get_context("fork").Process(
         target=evaluate_model, args=(*arguments, killed_after_the_first_batch)
     )

@@ -90,7 +90,7 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
         client = request.client.host if request.client else ""
         sampling = asked.sampling(limits, served.responder.model.config.max_sequence_length)
         try:
-            generation = await begin(served, client, *asked.conversation(), sampling)
+            generation = await begin(served, client, *asked.conversation(), sampling, asked.stops())
         except (Busy, UserError) as error:
             outcome = "busy" if isinstance(error, Busy) else "refused"
             metrics.requests.labels(served.name, outcome).inc()

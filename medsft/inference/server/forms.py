@@ -20,7 +20,6 @@ from medsft.inference.server.limits import Limits
 
 # Asking for these changes the answer in a way that is not to be had here; their empty values are harmless.
 _UNSUPPORTED = (
-    "stop",
     "tools",
     "functions",
     "logprobs",
@@ -29,6 +28,9 @@ _UNSUPPORTED = (
     "presence_penalty",
     "audio",
 )
+
+
+_MOST_STOPS, _LONGEST_STOP = 16, 256
 
 
 class ContentPart(BaseModel):
@@ -67,6 +69,7 @@ class ChatRequest(BaseModel):
     top_k: int | None = Field(None, ge=0)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: str | list[str] | None = None
     n: int | None = Field(None, ge=1, le=1)
 
     def check(self, limits: Limits) -> None:
@@ -81,6 +84,13 @@ class ChatRequest(BaseModel):
             raise UserError(
                 f"{len(self.messages)} messages, of at most {limits.max_messages}; leave out the oldest."
             )
+
+    def stops(self) -> list[str]:
+        """Strings that end the answer. Raises UserError for too many, or longer ones than are looked for."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(given) > _MOST_STOPS or any(len(each) > _LONGEST_STOP for each in given):
+            raise UserError(f"stop: at most {_MOST_STOPS} strings of at most {_LONGEST_STOP} characters.")
+        return [each for each in given if each]
 
     def conversation(self) -> tuple[str, History]:
         """The question and the rounds before it. Raises UserError where the turns make no conversation."""
@@ -121,6 +131,10 @@ class OldRequest(BaseModel):
     max_length: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
     temperature: float | None = Field(None, ge=0, le=10)
+
+    def stops(self) -> list[str]:
+        """None: api.py has no such thing."""
+        return []
 
     def conversation(self) -> tuple[str, History]:
         """The question and the rounds before it. Raises UserError for an empty question."""

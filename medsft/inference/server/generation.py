@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from medsft.inference.responder import History, Responder
 from medsft.inference.sampling import Sampling
 from medsft.inference.server.engine import Delivery, Engine, Ticket
+from medsft.inference.stop_strings import StopStrings
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,20 @@ class Served:
 class Generation:
     """An answer on its way.
 
-    finish: None until the end, then "stop" or "length". was_cut: whether the oldest part of the conversation
-    had to be left out.
+    stops: strings that end it. finish: None until the end, then "stop" or "length". was_cut: whether the
+    oldest part of the conversation had to be left out.
     """
 
-    def __init__(self, served: Served, prompt_ids: list[int], was_cut: bool) -> None:
+    def __init__(
+        self, served: Served, prompt_ids: list[int], was_cut: bool, stops: Sequence[str] = ()
+    ) -> None:
         self.was_cut = was_cut
         self.num_prompt_tokens = len(prompt_ids)
         self.num_tokens = 0
         self.finish: str | None = None
         self._engine = served.engine
         self._text = served.responder.new_text()
+        self._stops = StopStrings(stops)
         self._items: asyncio.Queue[Delivery] = asyncio.Queue()
         self._ticket: Ticket | None = None
         self._prompt_ids = prompt_ids
@@ -58,7 +62,7 @@ class Generation:
         """The answer's text as it comes, what has come meanwhile in one piece. Raises what made it fail."""
         while self.finish is None:
             piece = self._take(await self._items.get())
-            while not self._items.empty():
+            while self.finish is None and not self._items.empty():
                 piece += self._take(self._items.get_nowait())
             if piece:
                 yield piece
@@ -67,17 +71,29 @@ class Generation:
         if isinstance(item, Exception):
             raise item
         if isinstance(item, str):
-            self.finish = item
-            return self._text.end()
+            piece = self._stops.add(self._text.end()) + self._stops.end()
+            self.finish = "stop" if self._stops.is_reached else item
+            return piece
         self.num_tokens += 1
-        return self._text.add(item)
+        piece = self._stops.add(self._text.add(item))
+        if self._stops.is_reached:
+            self.cancel()
+            self.finish = "stop"
+        return piece
 
 
-async def begin(served: Served, client: str, query: str, history: History, sampling: Sampling) -> Generation:
+async def begin(
+    served: Served,
+    client: str,
+    query: str,
+    history: History,
+    sampling: Sampling,
+    stops: Sequence[str] = (),
+) -> Generation:
     """Puts a question in line. Raises Busy, and UserError where no room is left for the question."""
     prompt_ids, was_cut = await asyncio.to_thread(
         served.responder.prompt_ids, query, history, sampling.max_new_tokens
     )
-    generation = Generation(served, prompt_ids, was_cut)
+    generation = Generation(served, prompt_ids, was_cut, stops)
     generation.submit(client, sampling)
     return generation
