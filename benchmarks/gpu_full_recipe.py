@@ -6,12 +6,12 @@
     python benchmarks/gpu_full_recipe.py --train_file pairs.jsonl --tokenizer MODEL_FOLDER
     python benchmarks/gpu_full_recipe.py --preset toy --vocab_size 2048 --steps 3
 
-The planner chooses the configuration of ds_configs, the micro-batch and gradient checkpointing, for the memory
-of the GPU or for `--cap_gib` of it, which torch then holds to; `--deepspeed` leaves it one configuration.
-Without `--train_file` the examples have the published lengths and the sample graph's words. Flags that are not
-its own go to the trainer (`--torch_compile true`). "training s" is the steps' own time, without saves, start
-and the writing of the model; "whole s" has everything. Medians leave the first report out, which has the
-warm-up.
+The planner chooses the configuration of ds_configs, the micro-batch and gradient checkpointing, for the
+memory of the GPU or for `--cap_gib` of it, which torch then holds to; `--deepspeed` leaves it one
+configuration. Without `--train_file` the examples have the published lengths and the sample graph's words.
+Flags that are not its own go to the trainer (`--torch_compile true`). "training s" is the steps' own time,
+compilation included, without saves, start and the writing of the model; "whole s" has everything. Medians
+leave the first report out, which has the warm-up.
 """
 
 from __future__ import annotations
