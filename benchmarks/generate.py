@@ -122,6 +122,7 @@ def parse_options() -> argparse.Namespace:
         "--num_tokens", type=int, default=48, help="longest answer; the shortest has a quarter"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--name", default="generate", help="of the table")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()
     return options
@@ -193,7 +194,7 @@ def main() -> None:
         "quantised": "; ".join(filter(None, told)),
     }
     print(
-        machine.write_result("generate", settings, table, options.results)
+        machine.write_result(options.name, settings, table, options.results)
         .with_suffix(".md")
         .read_text(encoding="utf-8")
     )

@@ -228,6 +228,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--one_at_a_time", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--name", default="train_step", help="of the table")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
     return parser.parse_args()
 
@@ -324,7 +325,7 @@ def main() -> None:
         "peak, a matrix product's": f"{peak / 1e9:,.0f} GFLOP/s",
         "largest relative difference of losses": f"{apart:.1e}",
     }
-    path = write_result("train_step", settings, table, options.results)
+    path = write_result(options.name, settings, table, options.results)
     print(path.with_suffix(".md").read_text(encoding="utf-8"))
 
 

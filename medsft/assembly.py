@@ -211,6 +211,8 @@ def start_model(
     logger.info("attention: %s", choose(world.device, dtype, base.config.head_dim)[1])
     if recomputes:
         model.recompute_activations()
+    if config.model.torch_compile:
+        model.compile_blocks()
     with together(world):
         optimizer = build_optimizer(
             model,

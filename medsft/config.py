@@ -51,6 +51,10 @@ class ModelConfig:
         metavar="{auto,true,false}",
     )
 
+    torch_compile: bool = _flag(
+        False, "Compile the blocks (torch.compile): about a minute at the start, for faster steps on a GPU."
+    )
+
     @property
     def recomputes(self) -> bool | None:
         """Whether activations are computed again; None: for the plan to decide."""

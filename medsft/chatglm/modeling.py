@@ -4,6 +4,8 @@ Legend: B batch, T tokens of this call, S tokens that can be seen (cached ones i
 V vocabulary rows, N rows with a supervised next token.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, ClassVar
 
 import torch
@@ -177,6 +179,14 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
         enable = getattr(self, "activation_checkpointing_enable", None) or self.gradient_checkpointing_enable
         enable()
 
+    def compile_blocks(self) -> None:
+        """torch.compile of every block, once for all of them and for rows of any length.
+
+        A block that is called with a cache, to generate, runs as it is: its shapes change with every token.
+        """
+        for layer in self.transformer.layers:
+            layer.forward = _compiled_without_cache(layer.forward)
+
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.lm_head
@@ -239,6 +249,17 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, ChatGLMGenerationM
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+
+
+def _compiled_without_cache(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    compiled = torch.compile(forward, dynamic=True)
+
+    @wraps(forward)
+    def run(*args: Any, past_key_values: Cache | None = None, **kwargs: Any) -> torch.Tensor:
+        call = compiled if past_key_values is None else forward
+        return call(*args, past_key_values=past_key_values, **kwargs)
+
+    return run
 
 
 def supervised_rows(labels: torch.LongTensor) -> torch.LongTensor:

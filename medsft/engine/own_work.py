@@ -3,10 +3,9 @@
 The ranks of a ZeRO-3 training wait for each other in every layer, so that all have the same step time, the
 slow one and those that wait for it. What differs is the time of the work between the collectives: here that
 of the modules whose weights DeepSpeed gathers (blocks, as they are leaf modules of ZeRO-3, embedding, final
-LayerNorm and head), forward and where the forward pass is repeated for the backward pass, and of the
-optimizer's update. The weights are gathered in a hook before such a module's forward pass; the hooks here
-stand inside of that one. The backward pass cannot be taken apart so, and is twice the forward one on the same
-hardware.
+LayerNorm and head) in the forward pass, and of the optimizer's update. The weights are gathered in a hook
+before such a module's forward pass; the hooks here stand inside of that one. The backward pass cannot be
+taken apart so, and is twice the forward one on the same hardware, thrice with gradient checkpointing.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from medsft.errors import UserError
 T = TypeVar("T")
 
 GIB = 2**30
+_CARD = "-PCIe"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ GPUS: Mapping[str, Gpu] = {
         _gpu("A100-80", 79.2, 312, 2039, "nvlink3"),
         _gpu("A800-80", 79.2, 312, 2039, "nvlink-a800"),
         _gpu("H100-80", 79.1, 989, 3350, "nvlink4"),
+        _gpu("H100-80-PCIe", 79.1, 756, 2000, "pcie5"),
         _gpu("H800-80", 79.1, 989, 3350, "nvlink-a800"),
         _gpu("H200-141", 139.8, 989, 4800, "nvlink4"),
         _gpu("H20-96", 95.1, 148, 4000, "nvlink4"),
@@ -125,8 +127,10 @@ def match_gpu(device_name: str, memory_bytes: float) -> Gpu | None:
     found = [gpu for gpu in GPUS.values() if _family(gpu.name) in words]
     if "6000" in words and "ADA" in words:
         found = [GPUS["6000-Ada"]]
+    is_card = "PCIE" in words
+    found = [gpu for gpu in found if gpu.name.endswith(_CARD) == is_card] or found
     nearest = min(found, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes), default=None)
-    return replace(nearest, link="pcie4") if nearest and "PCIE" in words else nearest
+    return replace(nearest, link="pcie4") if nearest and is_card and nearest.link[:4] != "pcie" else nearest
 
 
 def _family(name: str) -> str:

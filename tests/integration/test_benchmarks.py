@@ -1,10 +1,12 @@
 """The scripts in benchmarks/ run, on a model so small that their figures mean nothing."""
 
+import importlib
 import json
 import subprocess
 import sys
 
 import pytest
+import torch
 from runs import REPOSITORY, clean_environment
 
 BYTES_A_PARAMETER = 12  # fp32 weight and two moments
@@ -76,6 +78,70 @@ def test_launch_benchmark(tmp_path):
     # The first host is asked before the others, and these 64 at a time.
     assert few["min"] >= 0.3
     assert many["min"] >= 3 * 0.3
+
+
+@pytest.mark.slow
+def test_the_whole_recipe(tmp_path):
+    """From a random model and made-up pairs to the table, by the real trainer."""
+    smallest = ["--preset", "toy", "--vocab_size", "2048", "--steps", "4", "--gradient_checkpointing", "true"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu_full_recipe.py", *smallest, "--results", str(tmp_path)],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads((tmp_path / "gpu_full_recipe.json").read_text("utf-8"))
+    (row,) = made["rows"]
+    assert made["settings"]["examples"] == "7,622"
+    assert made["settings"]["further flags"] == "--gradient_checkpointing true"
+    assert (row["configuration"], row["steps"]) == ("zero3_cpu.json", 4)
+    assert row["packing %"] > 97
+    assert 0 < row["training s"] < row["whole s"]
+    assert row["step s"] == pytest.approx(row["forward s"] + row["backward s"] + row["optimiser s"], rel=0.5)
+    # A step of 16 examples of 69 tokens on average; the medians of speed and time are of the same steps.
+    assert row["useful tokens/s"] * row["step s"] == pytest.approx(16 * 69, rel=0.5)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Modules of benchmarks/, by name."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module
+
+
+def test_a_gpu_session_measures_everything_that_is_left_to_measure(benchmarks, monkeypatch, capsys):
+    made = benchmarks("gpu_session").session("6b", has_gpu=True, short=False)
+    assert {f"gpu_memory_{path.stem}" for path in (REPOSITORY / "ds_configs").glob("*.json")} < set(made)
+    recipe = benchmarks("gpu_full_recipe")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, words in made.items():
+        assert (REPOSITORY / words[0]).exists()
+        assert words[-2:] == ["--name", name]
+        if words[0].endswith("gpu_full_recipe.py"):
+            options, more = recipe.parse_options(words[1:])
+            assert (options.preset, options.name) == ("6b", name)
+            assert more == (["--torch_compile", "true"] if name == "gpu_recipe_compiled" else [])
+    assert recipe.parse_options(made["gpu_recipe_32gib"][1:])[0].cap_gib == 32
+    assert "gpu_full_recipe" not in benchmarks("gpu_session").session("6b", has_gpu=True, short=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words, message in (
+        (["--cap_gib", "32"], "--cap_gib caps the memory of a GPU, and there is none"),
+        (["--steps", "0"], "--steps 0 must be 1 or more"),
+        (["--train_file", "x"], "--train_file needs the --tokenizer"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            recipe.parse_options(words)
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_cap_leaves_room_for_what_cuda_takes_itself(benchmarks):
+    share_of = benchmarks("gpu_full_recipe_rank").share_of
+    assert share_of(32, 150e9) == pytest.approx((32 * 2**30 - 1.5e9) / 150e9)
+    assert share_of(1000, 150e9) == 1
+    assert share_of(1, 150e9) == 0
 
 
 @pytest.mark.slow

@@ -290,6 +290,31 @@ def test_gradient_checkpointing_changes_nothing():
     assert all(torch.equal(gradient, after[1][name]) for name, gradient in before[1].items())
 
 
+def test_blocks_are_compiled_but_not_for_generating(monkeypatch):
+    """What the compiler makes of them is compared with a plain loop in test_one_loss_curve.py."""
+    calls = []
+
+    def stand_in(forward, dynamic):
+        assert dynamic  # rows have another length in every step
+
+        def compiled(*args, **kwargs):
+            calls.append(1)
+            return forward(*args, **kwargs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    model, (ids, labels, mask) = make_model(), padded_batch()
+    before = model(ids, attention_mask=mask, labels=labels).loss
+    names = [name for name, _ in model.named_parameters()]
+    model.compile_blocks()
+    assert torch.equal(model(ids, attention_mask=mask, labels=labels).loss, before)
+    assert len(calls) == model.config.num_layers
+    model(ids, attention_mask=mask, use_cache=True)
+    assert len(calls) == model.config.num_layers
+    assert [name for name, _ in model.named_parameters()] == names
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_loss_in_fp32(dtype):
     model, (ids, labels, mask) = make_model(), padded_batch()

@@ -88,7 +88,33 @@ def test_names_of_hardware():
     assert match_gpu("NVIDIA RTX 6000 Ada Generation", 51e9) is GPUS["6000-Ada"]
     assert match_gpu("NVIDIA RTX A6000", 51e9) is GPUS["A6000"]
     assert match_gpu("NVIDIA A100-PCIE-40GB", 42e9) == replace(GPUS["A100-40"], link="pcie4")
+    assert match_gpu("NVIDIA H100 PCIe", 85e9) is find_gpu("h100-80-pcie") is GPUS["H100-80-PCIe"]
+    assert match_gpu("NVIDIA H100 80GB HBM3", 85e9) is find_gpu("H100") is GPUS["H100-80"]
     assert match_gpu("Radeon", 1e9) is None
+
+
+def test_hardware_is_as_its_makers_state_it():
+    """Dense 16-bit TFLOP/s with fp32 sums, GB/s of memory, GB/s of the link in one direction: data sheets."""
+    stated = {
+        "V100-32": (125, 900, 150),  # 300 GB/s of NVLink 2, both directions
+        "A100-40": (312, 1555, 300),
+        "A100-80": (312, 2039, 300),
+        "A800-80": (312, 2039, 200),
+        "H100-80": (989, 3350, 450),
+        "H100-80-PCIe": (756, 2000, 64),
+        "H800-80": (989, 3350, 200),
+        "H200-141": (989, 4800, 450),
+        "H20-96": (148, 4000, 450),
+        "L40S": (362, 864, 32),
+        "RTX-4090": (165.2, 1008, 32),
+    }
+    for name, figures in stated.items():
+        gpu = GPUS[name]
+        assert (gpu.peak_flops / 1e12, gpu.bandwidth / 1e9, LINKS[gpu.link].bandwidth / 1e9) == figures, name
+    assert [NETWORKS[name].bandwidth / 1e9 for name in ("100g", "200g", "400g")] == [12.5, 25, 50]
+    # Less than what is printed on the box, in GiB: the driver keeps a little.
+    printed = {"V100-16": 16, "A100-40": 40, "A100-80": 80, "H100-80": 80, "H20-96": 96, "L40S": 48}
+    assert all(0.9 < GPUS[name].memory_bytes / 2**30 / gib < 1 for name, gib in printed.items())
 
 
 @pytest.mark.parametrize(
