@@ -3,6 +3,7 @@
     python benchmarks/data.py                         # 20,000 records; a plan for 10 million examples
     python benchmarks/data.py --file data/train.jsonl # check and convert pairs of your own
     python benchmarks/data.py --parts build --records 1000000 --name data_1m_build
+    python benchmarks/data.py --parts split --records 100000 --name data_100k_split
     python benchmarks/data.py --parts cache plan --cached 10000000 --name data_10m_cache
 
 Records are made from the project's graph: numbered names, and of their values a third is numbered too, so

@@ -17,4 +17,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         safe = (_ORDERS.sub(r"\\\1", escape(cell, quote=False)).replace("\n", "<br>") for cell in cells)
         return f"| {' | '.join(safe)} |\n"
 
-    return line(head) + "| " + " | ".join("---" for _ in head) + " |\n" + "".join(map(line, rows))
+    return line(head) + line(["---"] * len(head)) + "".join(map(line, rows))

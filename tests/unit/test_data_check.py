@@ -97,7 +97,14 @@ def test_an_id_number_has_a_right_check_digit():
 
 
 @pytest.mark.parametrize(
-    "question", ["这两种疾病的病因有哪些不同？", "两个疾病的治疗方法有何不同？", "以上两种疾病的科室？"]
+    "question",
+    [
+        "这两种疾病的病因有哪些不同？",
+        "两个疾病的治疗方法有何不同？",
+        "以上两种疾病的科室？",
+        "该疾病的病因是什么？",
+        "请问这种病严重吗？",
+    ],
 )
 def test_a_question_must_name_its_subject(question):
     assert fault(question=question) == "question without its subject"
@@ -106,10 +113,15 @@ def test_a_question_must_name_its_subject(question):
     assert fault(question=f"痛风和肺炎{question}") is None
 
 
+def test_a_patient_is_a_subject():
+    assert fault(question="这个病人发热三天，该挂什么科？") is None
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         ("根据知识，胆囊癌可以手术。", "胆囊癌可以手术。"),
+        ("根据所述知识，胆囊癌可以手术。", "胆囊癌可以手术。"),
         ("根据知识中的辅助检查可知，应该进行CT检查。", "应该进行CT检查。"),
         ("['X线检查', 'CT检查']", "X线检查、CT检查。"),
         ("['这个病的治疗方法主要是手术治疗。', '另一个病的治疗方法主要是药物。']",

@@ -19,7 +19,7 @@ _EXAMPLES = "examples 例子"
 _HEAD = ("where 出处", "question 问题", "answer 回答", "why 原因")
 _BAR = 30
 _MAX_CELL = 200
-"""Characters of a text in the Markdown; the page shows it whole."""
+"""Characters of a text in the Markdown; the page shows more of it."""
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,12 @@ _OPENING = re.compile(
     r"(?:好的|当然|没问题)[，,！!。]?\s*(?:以下|下面|这是|我)|(?:以下|下面)是(?:根据|我|关于您|为您)|Sure[,!]"
 )
 _HIDDEN = re.compile(
-    r"(?:根据|结合|由|从|依据|参考|按照)(?:上述|以上|上面|所给|所提供|提供|给出|给定|已知|该|此|这些|您提供)?的?知识(?!产权)"
+    r"(?:根据|结合|由|从|依据|参考|按照)(?:上述|以上|上面|所述|所给|所提供|提供|给出|给定|已知|该|此|这些|您提供)?的?知识(?!产权)"
     r"|(?:两个|第[一二]个|上述|以上|所提供的|给出的|给定的|该|此)知识|知识(?:点|库|图谱)?(?:中|里|所述|没有|未)"
 )
 _NO_SUBJECT = re.compile(
-    r"(?:请问)?(?:对于|关于|在)?(?:以上|上述|这|那|该)?(?:两|2|二|几)[种个]?(?:不同的?)?(?:疾病|病症|病(?![人例史])|知识)"
+    r"(?:请问)?(?:对于|关于|在)?(?:(?:以上|上述|这|那|该)?(?:两|2|二|几)[种个]?(?:不同的?)?|(?:该|此|这[种个]))"
+    r"(?:疾病|病症|病(?![人例史])|知识)"
 )
 _PROGRAM = re.compile(r"\s*(?:\[\s*['\"\[{]|\{\s*['\"]|\(\s*['\"])")
 _BROKEN = re.compile(
@@ -94,7 +95,7 @@ def hidden_knowledge(example: Example) -> Fault | None:
 
 
 def no_subject(example: Example) -> Fault | None:
-    """A question about "these two diseases" that names none, with no earlier round that could."""
+    """A question about "this disease" or "these two" that names none, with no earlier round that could."""
     if example.history:
         return None
     found = _NO_SUBJECT.match(bare_question(example.query).strip())

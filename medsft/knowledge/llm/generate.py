@@ -14,6 +14,7 @@ from typing import Any
 
 from medsft.data.check.texts import CHECKS, first_fault
 from medsft.data.files import expand_files
+from medsft.data.progress import duration
 from medsft.data.records import Example
 from medsft.data.writing import check_output, writing_lines
 from medsft.errors import UserError
@@ -82,7 +83,7 @@ class Estimate:
         cost = "" if self.cost is None else f", cost about {self.cost:.2f}"
         return (
             f"{self.num_requests:,} requests to send, {self.num_cached:,} answered already; about "
-            f"{self.prompt_tokens:,} tokens in, {self.reply_tokens:,} out, {self.seconds / 60:.0f} min{cost}"
+            f"{self.prompt_tokens:,} tokens in, {self.reply_tokens:,} out, {duration(self.seconds)}{cost}"
         )
 
 
