@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -153,6 +154,11 @@ def test_answers_give_the_terminal_no_orders():
     assert harmless("一\n\t二\x00") == "一\n\t二"
 
 
+def test_a_long_answer_begins_beside_its_mark():
+    text = shown(comparison_table([Answered(MEDICAL, "长" * 60, "")]))
+    assert re.search("×.* 长长长", text) and len(re.findall("长+", text)) > 1
+
+
 def test_documents_take_no_orders_either(tmp_path):
     answer = EVIL + "<script>alert(1)</script> | \\| ![p](http://x/y.png) `c` *b*\n# 题"
     evil = replace(FINDINGS, answered=(Answered(Question("问", "答"), answer, ""),))
@@ -179,6 +185,12 @@ def test_documents_have_the_whole_answer_and_the_measures(tmp_path):
         for row in measures(long):
             assert row[1] in text and row[2] in text
     assert "长" * 201 not in shown(comparison_table(long.answered)).replace("\n", "")
+
+
+def test_documents_mark_what_is_exact(tmp_path):
+    write_comparison(tmp_path / "a.md", FINDINGS)
+    rows = (tmp_path / "a.md").read_text(encoding="utf-8").splitlines()
+    assert "| 挂什么科? | 神经内科。 | × (empty 空) | √ 神经内科。 |" in rows
 
 
 def test_measures_by_hand():
