@@ -135,7 +135,7 @@ EVIL = "\x1b[2J\x1b]0;x\x07\x9b31m\r红\u202e\b[bold]x[/]"
 
 
 def shown(table):
-    console = Console(width=100, force_terminal=True)
+    console = Console(width=160, force_terminal=True)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
