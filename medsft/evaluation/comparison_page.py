@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medsft.errors import UserError
 from medsft.evaluation.findings import Findings, measures
+from medsft.evaluation.question_set import Question
 from medsft.files import write_text
 from medsft.pages.markdown import table
 from medsft.pages.page import render
@@ -53,10 +54,15 @@ def _markdown(findings: Findings) -> str:
         (
             item.question.query.strip(),
             item.question.expected or "—",
-            item.base or _EMPTY,
-            item.tuned or _EMPTY,
+            _marked(item.base, item.base_exact, item.question),
+            _marked(item.tuned, item.tuned_exact, item.question),
         )
         for item in findings.answered
     ]
     tables = (table(_QUESTION_HEAD, questions), table(_MEASURE_HEAD, measures(findings)))
     return "\n".join([f"# {_TITLE}\n", *tables])
+
+
+def _marked(answer: str, is_exact: bool, question: Question) -> str:
+    shown = answer if answer.strip() else _EMPTY
+    return f"{'√' if is_exact else '×'} {shown}" if question.expected else shown

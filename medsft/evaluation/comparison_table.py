@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -49,10 +50,14 @@ def _text(text: str) -> str:
     return escape(harmless(text))
 
 
-def _answer(answer: str, is_exact: bool, is_known: bool) -> str:
+def _answer(answer: str, is_exact: bool, is_known: bool) -> RenderableType:
     short = _text(answer if len(answer) <= _LONGEST else answer[:_LONGEST] + "…")
     if not short.strip():
-        return "[red]×[/] [dim](empty 空)[/]" if is_known else "[dim](empty 空)[/]"
+        short = "[dim](empty 空)[/]"
     if not is_known:
         return short
-    return f"[green]√[/] {short}" if is_exact else f"[red]×[/] {short}"
+    marked = Table.grid(padding=(0, 1))  # else a line would end after the mark, where a blank is
+    marked.add_column()
+    marked.add_column(overflow="fold")
+    marked.add_row("[green]√[/]" if is_exact else "[red]×[/]", short)
+    return marked

@@ -111,7 +111,8 @@ def evaluation_table(found: Evaluation) -> Table:
     """Loss, perplexity and scores, a line each."""
     from rich.table import Table
 
-    table = Table(title=f"{found.num_examples:,} examples, {found.num_targets:,} supervised tokens")
+    title = f"{found.num_examples:,} examples, {found.num_targets:,} supervised tokens"
+    table = Table(title=title, min_width=len(title))
     table.add_column("measure 指标")
     table.add_column("value 数值", justify="right")
     table.add_row("loss 损失 (nats)", "—" if found.loss is None else f"{found.loss:.4f}")

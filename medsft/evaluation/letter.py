@@ -35,10 +35,10 @@ _SAYS = (
     r"|(?i:answer(?:\s+is)?))"
 )
 _OPEN = r"[\s(\[【「'\"*]*"
-_BETWEEN = rf"\s*:?{_OPEN}"
+_BETWEEN = r"[:\s(\[【「'\"*]*"
 _ITEM = r"\s*(?:选?项)?\s*"
 _WRONG = r"(?:是?错误|不正确|不对)"
-_RIGHT = r"(?:都|均|是)*(?:正确|对)"
+_RIGHT = r"(?:都|均|是)*(?:正确|对(?!\w))"
 
 
 def letter_in(answer: str, options: Mapping[str, str]) -> str | None:

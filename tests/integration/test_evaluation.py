@@ -6,22 +6,19 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import REPOSITORY
+from runs import REPOSITORY, launch
 from typer.testing import CliRunner
 
-from medsft.cli import app
+from medsft.cli import app, progress
 from medsft.data.records import Example, read_files
 from medsft.engine.distributed import World
 from medsft.errors import UserError
 from medsft.evaluation.answer_loss import loss_sums
-from medsft.evaluation.evaluate import evaluate_model
 from medsft.evaluation.predict import answer_all, answers_key, write_predictions
 from medsft.inference.responder import Responder, open_responder
 from medsft.inference.sampling import Sampling
@@ -69,40 +66,33 @@ def test_quantised_and_in_parts(evaluated, toy_model, instruction_file, tmp_path
         evaluate("--model", toy_model, "--device", "cpu,cuda", *flags)
 
 
-@contextmanager
-def killed_after_the_first_batch(what):
-    """Progress that ends the process as `kill -9` does once two of the answers are written down."""
-    yield (
-        lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if (what, done) == ("answering", 2) else None
-    )
+def evaluate_until_killed(*arguments):
+    """In a child process: ends it as `kill -9` does, once the first batch of answers is written down."""
+
+    @contextmanager
+    def killed_after_the_first_batch(what):
+        yield lambda *_: os.kill(os.getpid(), signal.SIGKILL) if what == "answering" else None
+
+    progress.progress = killed_after_the_first_batch
+    evaluate(*arguments)
 
 
 def test_two_ranks_finish_what_one_that_was_killed_began(evaluated, toy_model, instruction_file, tmp_path):
-    arguments = (toy_model, [instruction_file], tmp_path, 5, True, 256, 12, 2, "auto", "auto", "auto", None)
-    child = multiprocessing.get_context("fork").Process(
-        target=evaluate_model, args=(*arguments, killed_after_the_first_batch)
-    )
+    arguments = ["--model", toy_model, "--questions", instruction_file, "--output_dir", tmp_path, *FLAGS]
+    child = multiprocessing.get_context("fork").Process(target=evaluate_until_killed, args=arguments)
     child.start()
-    child.join()
+    child.join(timeout=60)
     assert child.exitcode == -signal.SIGKILL
     (part,) = tmp_path.iterdir()
     assert len(part.read_text(encoding="utf-8").splitlines()) == 2
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["--model", toy_model, "--questions", instruction_file, "--output_dir", tmp_path, *FLAGS]
-    done = subprocess.run(
-        [*command, "-m", "medsft.cli", "eval", *map(str, arguments)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    script = REPOSITORY / "medsft" / "cli" / "__main__.py"
+    done = launch(["eval", *map(str, arguments)], 2, script=script)
     assert done.returncode == 0, done.stdout + done.stderr
     assert read(tmp_path) == read(evaluated)
     name = "generated_predictions.txt"
     assert (tmp_path / name).read_bytes() == (evaluated / name).read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {name, "evaluation.json"}
+    assert not list(tmp_path.glob("answers-*"))
 
 
 def test_predictions_are_written_as_thudm_writes_them(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -134,7 +135,7 @@ EVIL = "\x1b[2J\x1b]0;x\x07\x9b31m\r红\u202e\b[bold]x[/]"
 
 
 def shown(table):
-    console = Console(width=100, force_terminal=True)
+    console = Console(width=160, force_terminal=True)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
@@ -151,6 +152,11 @@ def test_answers_give_the_terminal_no_orders():
         assert order not in text
     assert text.count("[bold]x[/]") >= 4  # neither are they rich's
     assert harmless("一\n\t二\x00") == "一\n\t二"
+
+
+def test_a_long_answer_begins_beside_its_mark():
+    text = shown(comparison_table([Answered(MEDICAL, "长" * 60, "")]))
+    assert re.search("×.* 长长长", text) and len(re.findall("长+", text)) > 1
 
 
 def test_documents_take_no_orders_either(tmp_path):
@@ -179,6 +185,12 @@ def test_documents_have_the_whole_answer_and_the_measures(tmp_path):
         for row in measures(long):
             assert row[1] in text and row[2] in text
     assert "长" * 201 not in shown(comparison_table(long.answered)).replace("\n", "")
+
+
+def test_documents_mark_what_is_exact(tmp_path):
+    write_comparison(tmp_path / "a.md", FINDINGS)
+    rows = (tmp_path / "a.md").read_text(encoding="utf-8").splitlines()
+    assert "| 挂什么科? | 神经内科。 | × (empty 空) | √ 神经内科。 |" in rows
 
 
 def test_measures_by_hand():

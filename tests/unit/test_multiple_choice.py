@@ -29,6 +29,7 @@ OPTIONS = {"A": "高血压", "B": "肺动脉高血压", "C": "糖尿病", "D": "
         # said to be the answer
         ("答案是C。", "C"),
         ("答案：D", "D"),
+        ("**答案**：D", "D"),
         ("因为A不常见，B也不常见，所以正确答案为 C。", "C"),
         ("我认为应选B项", "B"),
         ("本题选择A", "A"),
@@ -75,6 +76,9 @@ def test_the_letter_of_an_answer(answer, letter):
         ("因为A不常见，所以应选BD", "BD"),
         ("ACD均正确", "ACD"),
         ("A正确，B错误，C正确", "AC"),
+        ("A和C都对", "AC"),
+        ("**答案**：AC", "AC"),
+        ("A对肾脏有害，选BC", "BC"),
         # ruled out
         ("不选A，选BC", "BC"),
         ("AB错误，CD正确", "CD"),
