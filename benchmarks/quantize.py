@@ -134,8 +134,10 @@ def main() -> None:
         if options.model is None:
             train_toy(folder, pairs)
         kinds = [("auto", None), ("bf16", None), *(("auto", bits) for bits in BITS)]
+        template = TEMPLATE if options.model is None else "auto"
         rows = [
-            row(folder, pairs, Path(temporary) / "out", dtype, str(device), bits) for dtype, bits in kinds
+            row(folder, pairs, Path(temporary) / "out", template, dtype, str(device), bits)
+            for dtype, bits in kinds
         ]
         num_examples = len(read_files([pairs]).examples)
     for each in rows:
