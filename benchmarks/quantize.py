@@ -36,7 +36,7 @@ from medsft.knowledge.build import build_pairs
 
 GRAPH = Path(__file__).resolve().parents[1] / "medsft" / "knowledge" / "sample.jsonl"
 TEMPLATE = "med-chatglm"
-NUM_EPOCHS, BATCH, LONGEST = 50, 32, 64
+NUM_EPOCHS, BATCH, LONGEST, VOCABULARY = 50, 32, 64, 2000
 
 
 def train_toy(folder: Path, pairs: Path) -> None:
@@ -44,7 +44,7 @@ def train_toy(folder: Path, pairs: Path) -> None:
     build_pairs([GRAPH], pairs, seed=0, kinds=["single"], num_phrasings=1)
     examples = read_files([pairs]).examples
     tokenizer = folder.with_name("tokenizer")
-    train_tokenizer([example.query + example.response for example in examples], tokenizer)
+    train_tokenizer([example.query + example.response for example in examples], tokenizer, VOCABULARY)
     write_random_model(folder, tokenizer, dtype="float32")
     model = ChatGLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
     tokens = open_tokenizer(folder)
@@ -134,8 +134,10 @@ def main() -> None:
         if options.model is None:
             train_toy(folder, pairs)
         kinds = [("auto", None), ("bf16", None), *(("auto", bits) for bits in BITS)]
+        template = TEMPLATE if options.model is None else "auto"
         rows = [
-            row(folder, pairs, Path(temporary) / "out", dtype, str(device), bits) for dtype, bits in kinds
+            row(folder, pairs, Path(temporary) / "out", template, dtype, str(device), bits)
+            for dtype, bits in kinds
         ]
         num_examples = len(read_files([pairs]).examples)
     for each in rows:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from chat_toy import PAIRS
 from runs import REPOSITORY, clean_environment
 
 BYTES_A_PARAMETER = 12  # fp32 weight and two moments
@@ -164,3 +165,28 @@ def test_generate_benchmark(tmp_path):
         rows[f"side by side, 1 row{kind}"]["weights MB"] for kind in ("", ", bf16", ", int8", ", int4")
     ]
     assert weights == sorted(weights, reverse=True)
+
+
+@pytest.mark.slow
+def test_quantize_benchmark(tmp_path, chat_model_dir):
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [json.dumps({"prompt": pair.query, "response": pair.response}) for pair in PAIRS[:2]]
+    pairs.write_text("\n".join(lines), encoding="utf-8")
+    given = ["--model", chat_model_dir, "--questions", pairs, "--device", "cpu", "--results", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/quantize.py", *map(str, given)],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "quantize.json").read_text("utf-8"))["rows"]
+    assert [row["weights"] for row in rows] == ["as stored", "as stored", "int8", "int4"]
+    assert rows[0]["exact answers %"] == 100
+    sizes = [row["weights MB"] for row in rows]
+    assert sizes == sorted(sizes, reverse=True)
+    tried = json.loads((tmp_path / "quantize_kernels.json").read_text("utf-8"))["rows"]
+    assert {(row["bits"], row["way"]) for row in tried} >= {(8, "plain torch"), (4, "plain torch")}
+    assert [row["bits"] for row in tried if row["chosen"] == "yes"] == [8, 4]
