@@ -50,7 +50,6 @@ class ModelConfig:
         const="true",
         metavar="{auto,true,false}",
     )
-
     torch_compile: bool = _flag(
         False, "Compile the blocks (torch.compile) at the start, which pays for long runs on a GPU."
     )
