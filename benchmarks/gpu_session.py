@@ -1,6 +1,6 @@
 """Everything that is to be measured on a GPU, one after the other, in one command.
 
-    python benchmarks/gpu_session.py                  # about an hour on one H200
+    python benchmarks/gpu_session.py                  # an hour on one H200, by estimate
     python benchmarks/gpu_session.py --short          # without the whole recipe
     python benchmarks/gpu_session.py --preset toy     # a rehearsal anywhere, its figures mean nothing
 

@@ -50,9 +50,8 @@ class ModelConfig:
         const="true",
         metavar="{auto,true,false}",
     )
-
     torch_compile: bool = _flag(
-        False, "Compile the blocks (torch.compile): about a minute at the start, for faster steps on a GPU."
+        False, "Compile the blocks (torch.compile) at the start, which pays for long runs on a GPU."
     )
 
     @property
