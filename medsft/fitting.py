@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import socket
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from medsft.chatglm import ChatGLMConfig
@@ -21,6 +21,7 @@ from medsft.data.plan import StepPlan
 from medsft.engine.deepspeed_config import Batch
 from medsft.engine.distributed import World, from_all, together
 from medsft.errors import UserError
+from medsft.host_memory import host_memory_bytes
 from medsft.planner import plan as planning
 from medsft.planner.cluster import Cluster
 from medsft.planner.hardware import LINKS, Gpu, match_gpu
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.1
 """Share by which the plan may be too high: a run is refused where even so much less would not fit."""
-
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ def check_fit(
 
     Raises `UserError` with the arithmetic where memory cannot suffice, unless --allow_low_memory says to try.
     """
-    ranks_of_host = Counter(from_all(world, socket.gethostname()))
+    # Containers may all have one name; launchers number the hosts.
+    ranks_of_host = Counter(from_all(world, (socket.gethostname(), os.environ.get("NODE_RANK"))))
     flags = config.optimization
     with together(world):
         shape = Shape.of(model)
@@ -100,36 +100,62 @@ def check_fit(
 
 
 def needs_recomputation(plain: planning.Plan, again: planning.Plan) -> bool:
-    """Whether a run keeps too little memory free without gradient checkpointing, and more with it.
+    """Whether a GPU or a host keeps too little memory free without gradient checkpointing, and more with it.
 
-    Free is to stay what the plan may be wrong by. Where the most memory is not needed by the activations,
+    Free is to stay what the plan may be wrong by. Where it is not the activations that need the memory,
     computing them again would cost a third more work for nothing.
     """
-    return _fullest(plain)[0] * (1 + TOLERANCE) > 1 and _fullest(again)[0] < _fullest(plain)[0]
+    return bool(_helped(plain, again))
 
 
 def explain_recomputation(plain: planning.Plan, again: planning.Plan, recomputes: bool) -> str:
-    """On or off, and the arithmetic."""
-    share, need = _fullest(plain)
+    """On or off, and the arithmetic of the place that has least to spare, among those that it helps."""
+    needs = _needs(plain)
+    fullest = max(_helped(plain, again) or needs, key=lambda place: needs[place].share)
+    need = needs[fullest]
     if not recomputes:
-        helps = "" if share * (1 + TOLERANCE) <= 1 else "; computing activations again would not change that"
-        return f"off, {need} without it{helps}"
-    return f"on, {need} without it, of which a tenth is to stay free; with it {_fullest(again)[1]}"
+        helps = "; computing activations again would not change that" if need.is_tight else ""
+        return f"off, {fullest} needs {need} without it{helps}"
+    return (
+        f"on, {fullest} needs {need} without it, of which a tenth is to stay free; with it {fullest} needs "
+        f"{_needs(again)[fullest]}"
+    )
 
 
-def _fullest(made: planning.Plan) -> tuple[float, str]:
-    """Share of its memory that the GPU or the host needs, whichever has less to spare, and that in words."""
+@dataclass(frozen=True)
+class _Need:
+    """Memory that a place needs of what it has, in bytes."""
+
+    needed: float
+    there_is: float
+
+    @property
+    def share(self) -> float:
+        return self.needed / self.there_is
+
+    @property
+    def is_tight(self) -> bool:
+        return self.share * (1 + TOLERANCE) > 1
+
+    def __str__(self) -> str:
+        return f"{_gb(self.needed)} of {_gb(self.there_is)}"
+
+
+def _needs(made: planning.Plan) -> dict[str, _Need]:
+    """Place -> its memory, as far as it is known: "a GPU" and "a host"."""
     cluster = made.cluster
-    found = [(0.0, f"a host needs {_gb(made.host_bytes)}")]
+    found = {"a host": _Need(made.host_bytes, cluster.host_memory_bytes or math.inf)}
     if cluster.gpu is not None:
-        found.append(_share("a GPU", made.gpu_bytes, cluster.gpu_memory_bytes))
-    if cluster.host_memory_bytes is not None:
-        found.append(_share("a host", made.host_bytes, cluster.host_memory_bytes))
-    return max(found)
+        found["a GPU"] = _Need(made.gpu_bytes, cluster.gpu_memory_bytes)
+    return found
 
 
-def _share(place: str, need: float, memory: float) -> tuple[float, str]:
-    return need / memory, f"{place} needs {_gb(need)} of {_gb(memory)}"
+def _helped(plain: planning.Plan, again: planning.Plan) -> list[str]:
+    """The places with too little memory that need less where activations are computed again."""
+    less = _needs(again)
+    return [
+        place for place, need in _needs(plain).items() if need.is_tight and less[place].needed < need.needed
+    ]
 
 
 def this_cluster(device: torch.device, ranks_a_host: int, num_hosts: int) -> Cluster:
@@ -147,16 +173,6 @@ def this_cluster(device: torch.device, ranks_a_host: int, num_hosts: int) -> Clu
         host_memory_bytes=host_memory_bytes(),
         link=LINKS[gpu.link if gpu else "pcie4"],
     )
-
-
-def host_memory_bytes() -> int:
-    """Memory of this host, or what its control group is allowed of it."""
-    allowed = [psutil.virtual_memory().total]
-    for path in _CGROUP_LIMITS:
-        if path.is_file():
-            text = path.read_text(encoding="ascii").strip()
-            allowed += [int(text)] if text.isdigit() else []  # "max": no limit
-    return min(allowed)
 
 
 def describe(made: planning.Plan) -> str:

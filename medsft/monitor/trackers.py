@@ -104,6 +104,7 @@ class MLflow(Tracker):
         self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", own))
         self._id = _remembered(place / "mlflow.id", lambda: self._make(folder))
         self._client.update_run(self._id, status="RUNNING")
+        self._end = "KILLED"
         logger.info("MLflow: run %s", self._id)  # the address may hold a password
         for name, value in plain_flags(flags).items():
             self._client.set_tag(self._id, f"flag.{name}", value)  # parameters could not change at a restart
@@ -120,9 +121,16 @@ class MLflow(Tracker):
             self._client.log_metric(self._id, name, value, step=step, synchronous=False)
 
     def finish(self, summary: Summary) -> None:
-        """Marks the run as finished."""
+        """Figures of the table of runs."""
         self.put(final_points(summary), summary.steps)
-        self._client.set_terminated(self._id)
+        self._end = "FINISHED"
+
+    def close(self) -> None:
+        """Waits until all is sent, but not for a server that is gone, and says how the run ended."""
+        if not ends_within(_PATIENCE_S, lambda: self._client.set_terminated(self._id, status=self._end)):
+            logger.warning(
+                "MLflow does not answer; the run ends without it, and it may miss the last points."
+            )
 
 
 TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Tracker]] = {
@@ -133,10 +141,23 @@ TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Tracker]] = {
 
 
 def ends_within(seconds: float, work: Callable[[], object]) -> bool:
-    """Whether some work is done by then; if not, it is left to a thread that ends with the process."""
-    thread = threading.Thread(target=work, daemon=True)
+    """Whether some work is done by then; if not, it is left to a thread that ends with the process.
+
+    Raises what the work raises.
+    """
+    faults: list[Exception] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except Exception as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=guarded, daemon=True)
     thread.start()
     thread.join(seconds)
+    if faults:
+        raise faults[0]
     return not thread.is_alive()
 
 

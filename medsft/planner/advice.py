@@ -261,7 +261,8 @@ def command(
         words += ["--max_steps", str(made.batch.max_steps)]
     else:
         words += ["--num_train_epochs", f"{made.batch.num_epochs:g}"]
-    words += ["--gradient_checkpointing", "true" if made.batch.checkpointing else "false"]
+    if made.batch.checkpointing:  # else the trainer decides by the memory that it finds
+        words += ["--gradient_checkpointing", "true"]
     if not made.batch.packing:
         words += ["--packing", "false"]
     return words

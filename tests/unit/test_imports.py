@@ -18,6 +18,7 @@ FORBIDDEN = {
     "errors": {"*"},
     "exit_codes": {"*"},
     "files": {"*"},
+    "host_memory": {"*"},
     "config": {"chatglm", "data", *RUN},
     "chatglm": {"data", "config", *RUN},
     "data": {"config", *RUN},

@@ -21,6 +21,7 @@ from medsft.data.plan import StepPlan
 from medsft.engine.deepspeed_config import resolve_batch
 from medsft.engine.distributed import World
 from medsft.errors import UserError
+from medsft.host_memory import host_memory_bytes
 from medsft.planner.advice import read_configs
 from medsft.planner.cluster import Cluster
 from medsft.planner.hardware import GPUS, LINKS
@@ -214,6 +215,17 @@ def test_gradient_checkpointing_is_on_only_where_memory_asks_for_it():
     assert "would not change that" in fitting.explain_recomputation(plain, again, False)
 
 
+def test_gradient_checkpointing_is_on_for_a_gpu_though_the_host_is_fuller():
+    """What Adam takes of the host's memory does not keep the activations out of the GPU's way."""
+    host = Stage("optimiser step", {}, {"Adam": 1100e9})
+    plain, again = (replace(made, stages=(*made.stages, host)) for made in two_plans(80))
+    cluster = replace(plain.cluster, gpu_memory_bytes=plain.gpu_bytes * 0.98)
+    plain, again = (replace(made, cluster=cluster) for made in (plain, again))
+    assert plain.host_bytes / cluster.host_memory_bytes > plain.gpu_bytes / cluster.gpu_memory_bytes
+    assert fitting.needs_recomputation(plain, again)
+    assert fitting.explain_recomputation(plain, again, True).startswith("on, a GPU needs ")
+
+
 def test_gradient_checkpointing_is_decided_by_the_hosts_memory_on_a_cpu():
     plain, again = (
         replace(made_plan(None, 1000, "zero3_cpu.json"), stages=stages)
@@ -253,4 +265,4 @@ def test_a_misfit_starts_only_when_told_to(tmp_path, caplog):
 def test_this_machine():
     cluster = fitting.this_cluster(torch.device("cpu"), 2, 3)
     assert (cluster.gpu, cluster.world_size) == (None, 6)
-    assert 2**28 < cluster.host_memory_bytes == fitting.host_memory_bytes()
+    assert 2**28 < cluster.host_memory_bytes == host_memory_bytes()

@@ -70,6 +70,8 @@ def test_a_server_that_never_answers_is_not_waited_for():
     finally:
         answer.set()
     assert ends_within(10.0, answer.wait)
+    with pytest.raises(OSError, match="no route"):
+        ends_within(10.0, lambda: (_ for _ in ()).throw(OSError("no route to host")))
 
 
 def report(folder, name):
@@ -101,6 +103,8 @@ def test_mlflow_has_the_curves_of_one_run(tmp_path, monkeypatch, caplog):
     assert run.data.metrics["result/best_validation_loss"] == 2.0
     points = [(point.step, point.value) for point in client.get_metric_history(number, "loss/train")]
     assert points == [(step, 6.0 / step) for step in (1, 2, 3, 3, 4, 5)]
+    open_reporter(folder, 5, True, 5, trackers=["mlflow"], flags=FLAGS).close()
+    assert client.get_run(number).info.status == "KILLED"  # nobody told it that the run had finished
 
 
 @pytest.mark.skipif(not is_there("wandb"), reason="needs wandb")
