@@ -128,9 +128,7 @@ class MLflow(Tracker):
     def close(self) -> None:
         """Waits until all is sent, but not for a server that is gone, and says how the run ended."""
         if not ends_within(_PATIENCE_S, lambda: self._client.set_terminated(self._id, status=self._end)):
-            logger.warning(
-                "MLflow does not answer; the run ends without it, and it may miss the last points."
-            )
+            logger.warning("MLflow does not answer; the run ends without it, its last points may be missing.")
 
 
 TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Tracker]] = {
