@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from runs import REPOSITORY
+from typer.testing import CliRunner
 
 from medsft.chatglm.weights import load_model
+from medsft.cli import app
 
 MEDSFT = str(Path(sys.executable).with_name("medsft"))
 GRAPH = REPOSITORY / "medsft" / "knowledge" / "sample.jsonl"
@@ -96,17 +98,12 @@ def test_a_question_file_without_a_usable_line(toy_model, tmp_path, medsft):
     assert_refused(result, "坏.jsonl:1")
 
 
-def test_the_table_can_be_printed_in_gbk(toy_model, instruction_file, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "gbk")
-    arguments = ["--base", toy_model, "--tuned", toy_model, "--questions", instruction_file]
-    done = subprocess.run(
-        [MEDSFT, "compare", *map(str, arguments), "--num_questions", "1", "--max_new_tokens", "4"],
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "训练前后" in done.stdout.decode("gbk")
+def test_the_table_can_be_printed_in_gbk(toy_model, instruction_file):
+    models = ("--base", toy_model, "--tuned", toy_model, "--questions", instruction_file)
+    words = ["compare", *map(str, models), "--num_questions", "1", "--max_new_tokens", "4"]
+    done = CliRunner(charset="gbk").invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "训练前后" in done.stdout_bytes.decode("gbk")
 
 
 def test_a_damaged_provenance_is_named(toy_model, tmp_path, medsft):
