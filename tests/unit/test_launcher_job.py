@@ -12,7 +12,7 @@ from launcher import __main__ as command_line
 from launcher.command import Command
 from launcher.errors import LauncherError
 from launcher.hosts.ports import free_port, is_free
-from launcher.hosts.slots import count_slots
+from launcher.hosts.slots import count_slots, list_nvidia_gpus
 from launcher.job import OWNED_VARIABLES, Job, Node, existing_script, parse_environment
 from launcher.transport import TRANSPORTS
 
@@ -156,6 +156,27 @@ class TestSlots:
     def test_more_ranks_than_gpus_is_refused(self):
         with pytest.raises(LauncherError, match=r"--num-gpus 3 is more than the 2 GPUs.*DEVICES=0,1"):
             count_slots(3, {"CUDA_VISIBLE_DEVICES": "0,1"}, no_gpus)
+
+    @pytest.mark.parametrize(
+        ("prints", "code", "count"), [("GPU 0: NVIDIA A100\nGPU 1: NVIDIA A100", 0, 2), ("", 0, 0)]
+    )
+    def test_gpus_are_those_that_nvidia_smi_lists(self, tmp_path, monkeypatch, prints, code, count):
+        self.nvidia_smi(tmp_path, monkeypatch, prints, code)
+        assert list_nvidia_gpus() == count
+
+    def test_a_dead_driver_is_no_machine_without_gpus(self, tmp_path, monkeypatch):
+        said = "NVIDIA-SMI has failed because\nit couldn't communicate."
+        self.nvidia_smi(tmp_path, monkeypatch, said, 9)
+        for requested in (None, 8):
+            with pytest.raises(LauncherError, match=r"code 9, .*failed because it couldn't.*DS_ACCELERATOR"):
+                count_slots(requested, {}, list_nvidia_gpus)
+        assert count_slots(2, {"DS_ACCELERATOR": "cpu"}, list_nvidia_gpus) == 2
+
+    def nvidia_smi(self, folder, monkeypatch, prints, code):
+        program = folder / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\necho {shlex.quote(prints)}\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
 
 
 class TestPorts:
