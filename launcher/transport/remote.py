@@ -49,7 +49,7 @@ class RemoteTransport:
         master = job.nodes[0].host
         address, port = job.master_address or f"(chosen on {master})", job.master_port or "(a free one)"
         for index, node in enumerate(job.nodes):
-            for command in rank_commands(job, index, address, port):
+            for command in rank_commands(job, index, address, port, host={}):
                 shown.append(replace(command, name=f"{command.name} on {node.host}"))
         return tuple(shown)
 

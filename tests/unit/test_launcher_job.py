@@ -14,6 +14,7 @@ from launcher.errors import LauncherError
 from launcher.hosts.ports import free_port, is_free
 from launcher.hosts.slots import count_slots, list_nvidia_gpus
 from launcher.job import OWNED_VARIABLES, Job, Node, existing_script, parse_environment
+from launcher.ranks.commands import rank_commands
 from launcher.transport import TRANSPORTS
 
 ODD_ARGUMENTS = (
@@ -71,6 +72,37 @@ class TestLocalTransport:
             "MASTER_PORT": "29501",
         }
         assert environment.keys() - {"OMP_NUM_THREADS"} == OWNED_VARIABLES
+
+    @pytest.mark.parametrize(
+        ("host", "given", "expected"),
+        [
+            ({}, {}, "1,3"),
+            ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, {}, "5,7"),
+            ({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b,GPU-c, GPU-d"}, {}, "GPU-b,GPU-d"),
+            ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, {"CUDA_VISIBLE_DEVICES": "3,2,1,0"}, "2,0"),
+            # Hidden ones stay so, and ranks on the CPU take no slot of a GPU.
+            ({"CUDA_VISIBLE_DEVICES": ""}, {}, None),
+            ({"CUDA_VISIBLE_DEVICES": "0"}, {"DS_ACCELERATOR": "cpu"}, None),
+        ],
+    )
+    def test_chosen_slots_are_those_of_the_visible_gpus(self, host, given, expected):
+        chosen = job(nodes=(Node("localhost", 2, (1, 3)),), environment=tuple(given.items()))
+        for command in rank_commands(chosen, 0, "127.0.0.1", 29500, host):
+            added = dict(command.environment[len(given) :])
+            assert added.get("CUDA_VISIBLE_DEVICES") == expected
+
+    def test_the_launchers_own_environment_says_what_is_visible(self, monkeypatch):
+        monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+        [command] = TRANSPORTS["local"].commands(job(nodes=(Node("localhost", 1, (1,)),)))
+        assert dict(command.environment)["CUDA_VISIBLE_DEVICES"] == "5"
+
+    def test_a_chosen_slot_without_a_visible_gpu_is_refused(self):
+        chosen = job(nodes=(Node("node1", 1, (2,)),))
+        with pytest.raises(
+            LauncherError, match=r"node1 has no slot 2: CUDA_VISIBLE_DEVICES=4,5 .*slots 0 to 1"
+        ):
+            rank_commands(chosen, 0, "127.0.0.1", 29500, {"CUDA_VISIBLE_DEVICES": "4,5"})
 
     def test_it_takes_one_node_only(self):
         with pytest.raises(ValueError, match="one node, not 2"):

@@ -71,7 +71,7 @@ class Hosts:
         commands = [
             command
             for index in range(len(job.nodes))
-            for command in rank_commands(job, index, "127.0.0.1", 29500)
+            for command in rank_commands(job, index, "127.0.0.1", 29500, os.environ)
         ]
         with local.started(commands, job.logs, signals, has_terminal=True) as ranks:
             yield ranks
