@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from launcher.make_job import make_job
 from launcher.place import Place
 from launcher.preflight.table import Report
 from launcher.run_folder import OUTPUT_FLAGS, find_path
+from launcher.shell import InterruptedWork
 from launcher.signals import held_back
 from launcher.supervision.watch import Grace, watch
 
@@ -28,6 +29,8 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 _COLLECTIVE = Path("medsft") / "allreduce.py"
 # The whole of the test, from the start of its processes, in seconds.
 _COLLECTIVE_S = 120.0
+# For the first host to give the result back, in seconds.
+_FETCH_S = 15.0
 _DATA_FLAGS = ("--train_file", "--validation_file")
 
 
@@ -78,30 +81,37 @@ def _settings(options: argparse.Namespace, job: Job, environment: Mapping[str, s
 
 
 def run_collective(where: Place, job: Job, start_limit_s: float, say: Say) -> Mapping[str, Any]:
-    """Runs medsft/allreduce.py on every slot; what it measured. Raises `LauncherError` when it fails."""
-    # In a folder that all hosts and this machine see, as far as anybody can know: that of the repository.
+    """Runs medsft/allreduce.py on every slot; what it measured.
+
+    Raises `LauncherError` when it fails, and `KeyboardInterrupt` when a signal asked to stop it.
+    """
+    # Rank 0 writes on the first host, which need not share a folder with this machine.
+    result = f"/tmp/medsft-check-{secrets.token_hex(8)}.json"
+    test = replace(
+        job,
+        script=_REPOSITORY / _COLLECTIVE,
+        arguments=("--output", result, "--timeout", f"{_COLLECTIVE_S / 2:.0f}"),
+        logs=None,
+    )
     try:
-        return _collective_in(where, job, start_limit_s, say)
-    except OSError as error:
-        raise LauncherError(f"the collective test could not be run: {error}") from error
-
-
-def _collective_in(where: Place, job: Job, start_limit_s: float, say: Say) -> Mapping[str, Any]:
-    with tempfile.TemporaryDirectory(prefix=".medsft-check-", dir=Path.cwd()) as folder:
-        result = Path(folder) / "result.json"
-        test = replace(
-            job,
-            script=_REPOSITORY / _COLLECTIVE,
-            arguments=("--output", str(result), "--timeout", f"{_COLLECTIVE_S / 2:.0f}"),
-            logs=Path(folder) / "logs",
-        )
         with (
             held_back() as signals,
             where.transport.started(test, signals, start_limit_s, say) as ranks,
         ):
             end = watch(ranks, signals, Grace(5.0, 5.0), _COLLECTIVE_S, say)
-        if end.kind != "finished":
-            raise LauncherError(
-                end.failure or end.message or f"the collective test ended with {end.exit_code}"
-            )
-        return json.loads(result.read_text(encoding="utf-8"))
+    except InterruptedWork as error:
+        raise KeyboardInterrupt from error
+    except OSError as error:
+        raise LauncherError(f"the collective test could not be run: {error}") from error
+    if end.stop_asked:
+        raise KeyboardInterrupt
+    if end.kind != "finished":
+        raise LauncherError(end.failure or end.message or f"the collective test ended with {end.exit_code}")
+    host = where.nodes[0].host
+    done = where.transport.shell(host, ["sh", "-c", 'cat -- "$0" && rm -- "$0"', result], b"", _FETCH_S)
+    # A login shell may have printed something before.
+    text = done.stdout[max(0, done.stdout.find("{\n")) :]
+    if done.code != 0 or not text:
+        why = done.stderr.strip() or f"code {done.code}"
+        raise LauncherError(f"what the collective test measured, {result} on {host}, cannot be read: {why}")
+    return json.loads(text)

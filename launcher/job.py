@@ -26,7 +26,8 @@ OWNED_VARIABLES = frozenset(
 
 @dataclass(frozen=True)
 class Node:
-    """A machine and how many ranks it takes; devices: numbers of its GPUs to use, () for the first ones."""
+    """A machine and how many ranks it takes; devices: which of its visible GPUs to use, from
+    0; () for the first ones."""
 
     host: str
     num_slots: int

@@ -104,7 +104,7 @@ def fit_nodes(nodes: Sequence[Node], report: Report, may_shrink: bool) -> tuple[
 def on_nodes(job: Job, nodes: tuple[Node, ...]) -> Job:
     """The job on some of its nodes; an address to meet at holds only where the first of them is the same."""
     meets_there = nodes[0] == job.nodes[0]
-    return replace(job, nodes=nodes, master_address=job.master_address if meets_there else None)
+    return replace(job, nodes=nodes, master_address=job.master_address if meets_there else "")
 
 
 def finished_for_sure(end: JobEnd, folder: RunFolder | None) -> JobEnd:

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="for the ranks to meet, and each sum"
     )
     options = parser.parse_args(arguments)
+    # Standard output is the table's, or its JSON's, and NCCL_DEBUG prints there.
+    os.dup2(2, 1)
     try:
         result = measure(options.timeout)
         if result is not None:

@@ -135,12 +135,13 @@ class _Agent:
         self._channel.send({"says": "master", "address": address.choose(message["peers"]), "port": port})
 
     def _start(self, message: Message) -> None:
-        commands = rank_commands(self._spec.job, self._index, message["address"], message["port"])
+        meeting = (message["address"], message["port"])
         try:
+            commands = rank_commands(self._spec.job, self._index, *meeting, os.environ)
             ranks = self._stack.enter_context(
                 local_ranks.started(commands, self._spec.job.logs, self._signals, has_terminal=False)
             )
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        except (OSError, RuntimeError, LauncherError, subprocess.SubprocessError) as error:
             self._channel.send({"says": "failed", "why": f"the ranks could not be started: {error}"})
             return
         first = sum(node.num_slots for node in self._spec.job.nodes[: self._index])

@@ -16,7 +16,8 @@ def count_slots(requested: int | None, environment: Mapping[str, str], list_gpus
 
     `requested` is --num-gpus; without it every visible GPU gets a rank, and a machine without GPUs one.
     CUDA_VISIBLE_DEVICES hides GPUs as CUDA itself has it; with DS_ACCELERATOR=cpu none is looked for.
-    Raises `LauncherError` for a number below 1 and for more ranks than visible GPUs.
+    Raises `LauncherError` for a number below 1 and for more ranks than visible GPUs, and what
+    `list_gpus` raises.
     """
     if requested is not None and requested < 1:
         raise LauncherError(
@@ -37,19 +38,25 @@ def count_slots(requested: int | None, environment: Mapping[str, str], list_gpus
 
 def _visible_gpus(environment: Mapping[str, str], list_gpus: Callable[[], int]) -> int:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return list_gpus()
-    count = 0
-    for entry in visible.split(","):
+    return list_gpus() if visible is None else len(visible_devices(visible))
+
+
+def visible_devices(value: str) -> list[str]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names, by number or UUID, in the order of their slots."""
+    names = []
+    for name in value.split(","):
         # CUDA ignores everything from the first invalid entry on; -1 is the usual way to hide all.
-        if entry.strip() in ("", "-1"):
+        if name.strip() in ("", "-1"):
             break
-        count += 1
-    return count
+        names.append(name.strip())
+    return names
 
 
 def list_nvidia_gpus() -> int:
-    """Number of GPUs that nvidia-smi lists; 0 where there is no nvidia-smi or no driver."""
+    """Number of GPUs that nvidia-smi lists; 0 where there is no nvidia-smi.
+
+    Raises `LauncherError` when it fails or hangs: a machine whose driver is dead is none without GPUs.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return 0
@@ -62,4 +69,10 @@ def list_nvidia_gpus() -> int:
             f"{program} -L gave no answer for {_NVIDIA_SMI_TIMEOUT_S} s, so the GPUs could not be counted: "
             "the driver hangs (see dmesg). To go on without asking it, set CUDA_VISIBLE_DEVICES."
         ) from error
+    if listed.returncode != 0:
+        said = " ".join((listed.stdout + listed.stderr).split()).rstrip(".")
+        raise LauncherError(
+            f"{program} -L failed with code {listed.returncode}, so the GPUs could not be counted: {said}. "
+            "Mend the driver (see dmesg), or set DS_ACCELERATOR=cpu to run the ranks on the CPU."
+        )
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())

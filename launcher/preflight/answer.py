@@ -32,7 +32,8 @@ class Limits:
 class Needs:
     """What the run takes on each host, in bytes; None where nobody has said, and it is only shown.
 
-    use_gpus None: if any host has one. gpu_memory_bytes is for each GPU; disk_bytes where the output goes.
+    use_gpus None: if any host has one, or gpu_memory_bytes is given. gpu_memory_bytes is for each GPU;
+    disk_bytes where the output goes.
     """
 
     memory_bytes: int | None = None

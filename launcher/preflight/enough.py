@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from launcher.hosts.slots import visible_devices
 from launcher.preflight.alike import have, others, usual_value
 from launcher.preflight.answer import Answer, Limits, Needs, failed_part, gib
 from launcher.preflight.findings import GREEN, RED, YELLOW, Finding
@@ -16,19 +17,16 @@ def visible_gpus(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     visible = part.get("visible")
     if visible is None:
         return gpus
-    names = []
-    for name in visible.split(","):
-        if name.strip() in ("", "-1"):
-            break
-        names.append(name.strip())
+    names = visible_devices(visible)
     chosen = [gpu for gpu in gpus if gpu["index"] in names]
     return chosen if all(name.isdigit() for name in names) else gpus[: len(names)]
 
 
 def gpus(answers: Sequence[Answer], needs: Needs) -> Iterator[Finding]:
     """Red for fewer GPUs than slots and for too small ones, unless the run is one on CPUs."""
-    any_gpu = any(answer.probe["gpus"].get("gpus") for answer in answers)
-    wanted = needs.use_gpus if needs.use_gpus is not None else any_gpu
+    # A host that cannot list its GPUs has some, or had: a dead driver on every host is no run on CPUs.
+    any_gpu = any(answer.probe["gpus"].get("gpus") or "error" in answer.probe["gpus"] for answer in answers)
+    wanted = needs.use_gpus if needs.use_gpus is not None else any_gpu or bool(needs.gpu_memory_bytes)
     if not wanted:
         return
     kinds = [

@@ -40,7 +40,7 @@ class LocalTransport:
         job = replace(job, environment=(*of_host, *job.environment))
         # Looked for at each start: by then the port may be another program's.
         port = ports.free_port(job.master_port or None)
-        return rank_commands(job, 0, job.master_address or _ADDRESS, port)
+        return rank_commands(job, 0, job.master_address or _ADDRESS, port, os.environ)
 
     @contextmanager
     def started(

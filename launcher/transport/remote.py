@@ -44,12 +44,16 @@ class RemoteTransport:
     delivers: bool
 
     def commands(self, job: Job) -> tuple[Command, ...]:
-        """What starts the agents, then what these start, host by host."""
-        shown = [self.command(make_spec(job, token="", port=0))]
+        """What brings each host its spec, by standard input, what starts the agents, and what these start."""
+        spec = make_spec(job, token="", port=0)
+        receive = tuple(delivery.agent_command(spec, "receive"))
+        receivers = job.nodes if self.delivers else ()
+        shown = [Command(f"first on {node.host}, by ssh", receive, ()) for node in receivers]
+        shown.append(self.command(spec))
         master = job.nodes[0].host
         address, port = job.master_address or f"(chosen on {master})", job.master_port or "(a free one)"
         for index, node in enumerate(job.nodes):
-            for command in rank_commands(job, index, address, port):
+            for command in rank_commands(job, index, address, port, host={}):
                 shown.append(replace(command, name=f"{command.name} on {node.host}"))
         return tuple(shown)
 

@@ -202,6 +202,26 @@ print(f"err {rank}", file=sys.stderr)
     assert "hunter2" not in out + err
 
 
+def test_the_check_sums_over_the_ranks_of_two_hosts(cluster, tmp_path):
+    """A real all-reduce, its result as clean JSON, and no folder of it left in the repository."""
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("node1 slots=1\nnode2 slots=1\n", encoding="utf-8")
+    before = set(Path.cwd().glob(".medsft-check-*"))
+    skips = [word for name in ("packages", "commit", "data", "output") for word in ("--skip", name)]
+    done = cluster.run_on(
+        "node1",
+        [sys.executable, "-m", "launcher", "check", "--hostfile", hostfile, "--json", *skips],
+        environment={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        limit_s=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert (told["collective"]["world_size"], told["collective"]["correct"]) == (2, True)
+    assert [host["hostname"] for host in told["collective"]["hosts"]] == ["node1", "node2"]
+    assert told["hosts"]["node2"]["findings"]["collective"]["level"] in ("green", "yellow")
+    assert set(Path.cwd().glob(".medsft-check-*")) == before
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_failing_rank_ends_all_and_its_last_lines_are_shown(launch, transport):
     how = TRANSPORTS[transport]

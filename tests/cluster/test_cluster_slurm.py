@@ -37,8 +37,6 @@ LONG_TRAINING_S = 180
 LONG_S = 1800
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 ONE_NODE, MULTINODE = "slurm/train_8xa100.sh", "slurm/train_multinode.sh"
-# The check's collective test is imports and nothing else here, but where a test is to see all as it stands.
-QUICKLY = {"MEDSFT_LAUNCH_FLAGS": "--skip collective"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def light(cluster, tmp_path) -> Training:
     rank.write_text(LIGHT_RANK, encoding="utf-8")
     batch.write_text(
         "#!/bin/bash\n#SBATCH --requeue --open-mode=append --exclusive --nodelist=node1\n"
-        f"exec {PYTHON} -m launcher run --num-gpus 1 --max-requeues 5 --skip collective "
+        f"exec {PYTHON} -m launcher run --num-gpus 1 --max-requeues 5 "
         f"'{rank}' '{tmp_path}'\n",
         encoding="utf-8",
     )
@@ -194,7 +192,7 @@ def many_steps(uninterrupted) -> int:
 @pytest.fixture(scope="module")
 def long_uninterrupted(train, many_steps):
     """The script for one node with two ranks, for longer."""
-    training = train(ONE_NODE, many_steps, "--save_strategy", "no", NUM_GPUS="2", **QUICKLY)
+    training = train(ONE_NODE, many_steps, "--save_strategy", "no", NUM_GPUS="2")
     assert training.end(limit_s=LONG_S)["JobState"] == "COMPLETED"
     return training
 
@@ -228,7 +226,7 @@ def test_the_script_for_one_node_completes(uninterrupted):
 
 def test_the_script_for_several_nodes_has_the_losses_of_one_local_process(train, tmp_path_factory):
     expected = local_losses(tmp_path_factory.getbasetemp())
-    training = train(MULTINODE, SHORT_STEPS, "--save_strategy", "no", NUM_GPUS="1", **QUICKLY)
+    training = train(MULTINODE, SHORT_STEPS, "--save_strategy", "no", NUM_GPUS="1")
     known = training.end()
     assert (known["JobState"], known["Restarts"], known["NumNodes"]) == ("COMPLETED", "0", "2")
     assert (training.output / "DONE").exists()
@@ -239,7 +237,7 @@ def test_the_script_for_several_nodes_has_the_losses_of_one_local_process(train,
 def test_before_the_time_limit_it_checkpoints_and_the_requeued_job_ends_alike(
     train, uninterrupted, record_property
 ):
-    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", **QUICKLY)
+    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2")
     training.wait_for_step(10)
     asked_s = training.signal_as_before_the_limit()
     known = training.end()
@@ -274,7 +272,7 @@ def test_a_preempted_job_is_requeued_once(light):
 @pytest.mark.slow
 def test_three_requeues_leave_no_trace_in_the_numbers(train, uninterrupted, record_property):
     """Row 12."""
-    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", **QUICKLY)
+    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2")
     for step in (5, 25, 45):
         training.wait_for_step(step)
         training.signal_as_before_the_limit()
@@ -290,7 +288,7 @@ def test_three_requeues_leave_no_trace_in_the_numbers(train, uninterrupted, reco
 def test_a_real_time_limit(train, many_steps, long_uninterrupted, record_property):
     """Row 12, with the signal from Slurm itself."""
     limits = ("--time=3", "--signal=B:USR1@15")
-    training = train(ONE_NODE, many_steps, "--save_strategy", "no", options=limits, NUM_GPUS="2", **QUICKLY)
+    training = train(ONE_NODE, many_steps, "--save_strategy", "no", options=limits, NUM_GPUS="2")
     known = training.end(limit_s=LONG_S)
     assert known["JobState"] == "COMPLETED"
     assert int(known["Restarts"]) >= 1
@@ -304,7 +302,7 @@ def test_a_real_time_limit(train, many_steps, long_uninterrupted, record_propert
 @pytest.mark.slow
 def test_a_cancelled_training_goes_on_in_a_new_job(train, uninterrupted, record_property):
     """Row 13."""
-    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", **QUICKLY)
+    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2")
     training.wait_for_step(5)
     cancelled_s = time.monotonic()
     assert training.cluster.run_on("ctl", ["scancel", str(training.number)]).returncode == 0
@@ -314,7 +312,7 @@ def test_a_cancelled_training_goes_on_in_a_new_job(train, uninterrupted, record_
     assert "is not requeued: the job is being ended by scancel" in training.said()
     assert not (training.output / "DONE").exists()
     assert 5 <= last_step(training.output) < NUM_STEPS
-    again = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", OUTPUT_DIR=str(training.output), **QUICKLY)
+    again = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", OUTPUT_DIR=str(training.output))
     assert again.end()["JobState"] == "COMPLETED"
     assert "going on from" in again.said()
     assert_same(again, uninterrupted[0])
@@ -323,7 +321,7 @@ def test_a_cancelled_training_goes_on_in_a_new_job(train, uninterrupted, record_
 @pytest.mark.slow
 def test_a_preempted_training_ends_alike(train, uninterrupted, record_property):
     """Row 13."""
-    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", options=("--nodelist=node1",), **QUICKLY)
+    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", options=("--nodelist=node1",))
     training.wait_for_step(5)
     pushed_s = push_out(training)
     known = training.end()
@@ -341,7 +339,7 @@ def test_a_preempted_training_ends_alike(train, uninterrupted, record_property):
 @pytest.mark.parametrize("daemon", ["slurmd", "slurmctld"])
 def test_a_training_outlives_a_restart_of_slurm(daemon, train, uninterrupted, cluster, record_property):
     """Row 14."""
-    training = train(MULTINODE, NUM_STEPS, NUM_GPUS="1", **QUICKLY)
+    training = train(MULTINODE, NUM_STEPS, NUM_GPUS="1")
     training.wait_for_step(5)
     hosts = ("ctl",) if daemon == "slurmctld" else ("node1", "node2")
     killed_s = time.time()
@@ -366,7 +364,7 @@ def test_a_checkpointed_job_is_requeued_though_slurmctld_is_away_for_seconds(
     train, uninterrupted, cluster, record_property
 ):
     """Row 14."""
-    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", **QUICKLY)
+    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2")
     training.wait_for_step(5)
     host = training.job()["NodeList"]
     (launcher,) = cluster.processes_on(host, "-m launcher run")
@@ -390,7 +388,7 @@ def test_a_host_that_is_drained_keeps_its_job_until_it_is_requeued_elsewhere(
     train, uninterrupted, cluster, record_property
 ):
     """Row 14."""
-    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2", **QUICKLY)
+    training = train(ONE_NODE, NUM_STEPS, NUM_GPUS="2")
     training.wait_for_step(5)
     host = training.job()["NodeList"]
     drained = cluster.run_on("ctl", ["scontrol", "update", f"nodename={host}", "state=drain", "reason=test"])
@@ -410,9 +408,7 @@ def test_a_job_whose_slurmd_stays_away_is_requeued_once_on_other_hosts(
     train, many_steps, long_uninterrupted, cluster, record_property
 ):
     """Row 14: until Slurm gives the host up, after half a minute, the training goes on."""
-    training = train(
-        MULTINODE, many_steps, "--save_strategy", "steps", "--save_steps", "50", NUM_GPUS="1", **QUICKLY
-    )
+    training = train(MULTINODE, many_steps, "--save_strategy", "steps", "--save_steps", "50", NUM_GPUS="1")
     training.wait_for_step(5)
     assert training.job()["NodeList"] == "node[1-2]"
     lost_s = time.time()

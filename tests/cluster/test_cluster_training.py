@@ -20,8 +20,7 @@ from toy_training import (
 DEEPSPEED = str(Path(PYTHON).with_name("deepspeed"))
 # mpirun does not run as root unless told twice.
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-# test_launcher.py has the check with its collective test; here it would be imports and nothing else.
-RUN = (PYTHON, "-m", "launcher", "run", "--skip", "collective")
+RUN = (PYTHON, "-m", "launcher", "run")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ STARTS = {
         environment=tuple(AS_ROOT.items()),
     ),
 }
-# One in CI; Slurm's is in test_slurm.py, by its job script.
+# One in CI; Slurm's is in test_cluster_slurm.py, by its job script.
 QUICK = ("pdsh",)
 
 

@@ -89,7 +89,9 @@ def test_the_example_at_the_top_of_the_repository_reads():
 def test_a_dry_run_shows_what_would_run_where(capsys):
     script = str(REPOSITORY / "medsft" / "train.py")
     assert main(["run", "--dry-run", "--hostfile", str(REPOSITORY / "hostfile"), script]) == 0
-    first, *ranks = capsys.readouterr().out.splitlines()
+    *deliveries, first = (lines := capsys.readouterr().out.splitlines())[:3]
+    ranks = lines[3:]
+    assert [line.split(":")[0] for line in deliveries] == [f"first on node{n}, by ssh" for n in (1, 2)]
     assert first.startswith("pdsh: env ") and "-w node1,node2 " in first
     assert [rank.split(":")[0] for rank in ranks] == [
         f"rank {rank} on node{rank // 8 + 1}" for rank in range(16)

@@ -12,8 +12,9 @@ from launcher import __main__ as command_line
 from launcher.command import Command
 from launcher.errors import LauncherError
 from launcher.hosts.ports import free_port, is_free
-from launcher.hosts.slots import count_slots
+from launcher.hosts.slots import count_slots, list_nvidia_gpus
 from launcher.job import OWNED_VARIABLES, Job, Node, existing_script, parse_environment
+from launcher.ranks.commands import rank_commands
 from launcher.transport import TRANSPORTS
 
 ODD_ARGUMENTS = (
@@ -71,6 +72,37 @@ class TestLocalTransport:
             "MASTER_PORT": "29501",
         }
         assert environment.keys() - {"OMP_NUM_THREADS"} == OWNED_VARIABLES
+
+    @pytest.mark.parametrize(
+        ("host", "given", "expected"),
+        [
+            ({}, {}, "1,3"),
+            ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, {}, "5,7"),
+            ({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b,GPU-c, GPU-d"}, {}, "GPU-b,GPU-d"),
+            ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, {"CUDA_VISIBLE_DEVICES": "3,2,1,0"}, "2,0"),
+            # Hidden ones stay so, and ranks on the CPU take no slot of a GPU.
+            ({"CUDA_VISIBLE_DEVICES": ""}, {}, None),
+            ({"CUDA_VISIBLE_DEVICES": "0"}, {"DS_ACCELERATOR": "cpu"}, None),
+        ],
+    )
+    def test_chosen_slots_are_those_of_the_visible_gpus(self, host, given, expected):
+        chosen = job(nodes=(Node("localhost", 2, (1, 3)),), environment=tuple(given.items()))
+        for command in rank_commands(chosen, 0, "127.0.0.1", 29500, host):
+            added = dict(command.environment[len(given) :])
+            assert added.get("CUDA_VISIBLE_DEVICES") == expected
+
+    def test_the_launchers_own_environment_says_what_is_visible(self, monkeypatch):
+        monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+        [command] = TRANSPORTS["local"].commands(job(nodes=(Node("localhost", 1, (1,)),)))
+        assert dict(command.environment)["CUDA_VISIBLE_DEVICES"] == "5"
+
+    def test_a_chosen_slot_without_a_visible_gpu_is_refused(self):
+        chosen = job(nodes=(Node("node1", 1, (2,)),))
+        with pytest.raises(
+            LauncherError, match=r"node1 has no slot 2: CUDA_VISIBLE_DEVICES=4,5 .*slots 0 to 1"
+        ):
+            rank_commands(chosen, 0, "127.0.0.1", 29500, {"CUDA_VISIBLE_DEVICES": "4,5"})
 
     def test_it_takes_one_node_only(self):
         with pytest.raises(ValueError, match="one node, not 2"):
@@ -156,6 +188,27 @@ class TestSlots:
     def test_more_ranks_than_gpus_is_refused(self):
         with pytest.raises(LauncherError, match=r"--num-gpus 3 is more than the 2 GPUs.*DEVICES=0,1"):
             count_slots(3, {"CUDA_VISIBLE_DEVICES": "0,1"}, no_gpus)
+
+    @pytest.mark.parametrize(
+        ("prints", "code", "count"), [("GPU 0: NVIDIA A100\nGPU 1: NVIDIA A100", 0, 2), ("", 0, 0)]
+    )
+    def test_gpus_are_those_that_nvidia_smi_lists(self, tmp_path, monkeypatch, prints, code, count):
+        self.nvidia_smi(tmp_path, monkeypatch, prints, code)
+        assert list_nvidia_gpus() == count
+
+    def test_a_dead_driver_is_no_machine_without_gpus(self, tmp_path, monkeypatch):
+        said = "NVIDIA-SMI has failed because\nit couldn't communicate."
+        self.nvidia_smi(tmp_path, monkeypatch, said, 9)
+        for requested in (None, 8):
+            with pytest.raises(LauncherError, match=r"code 9, .*failed because it couldn't.*DS_ACCELERATOR"):
+                count_slots(requested, {}, list_nvidia_gpus)
+        assert count_slots(2, {"DS_ACCELERATOR": "cpu"}, list_nvidia_gpus) == 2
+
+    def nvidia_smi(self, folder, monkeypatch, prints, code):
+        program = folder / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\necho {shlex.quote(prints)}\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder))
 
 
 class TestPorts:

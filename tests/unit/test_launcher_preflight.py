@@ -159,6 +159,20 @@ def test_without_gpus_anywhere_only_cores_count():
     assert levels(judged(none, probe(), needs=Needs(use_gpus=False)), "gpus") == {}
 
 
+def test_a_driver_that_is_dead_everywhere_is_red_unless_the_run_is_one_on_cpus():
+    dead = probe(gpus={"error": "nvidia-smi failed with code 9: no communication with the driver"})
+    assert levels(judged(dead), "gpus") == {"node1": "red"}
+    assert levels(judged(dead, dead), "gpus") == {"node1": "red", "node2": "red"}
+    assert levels(judged(dead, needs=Needs(use_gpus=False)), "gpus") == {}
+
+
+def test_who_says_how_much_gpu_memory_is_needed_wants_gpus():
+    none = probe(gpus={"gpus": [], "visible": None})
+    assert levels(judged(none, needs=Needs(gpu_memory_bytes=GIB)), "gpus") == {"node1": "red"}
+    on_cpus = Needs(gpu_memory_bytes=GIB, use_gpus=False)
+    assert levels(judged(none, needs=on_cpus), "gpus") == {}
+
+
 def test_a_package_missing_everywhere_is_red_everywhere():
     found = judged(probe(packages__torch=None), probe(packages__torch=None))
     assert levels(found, "packages") == {"node1": "red", "node2": "red"}

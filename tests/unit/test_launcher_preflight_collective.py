@@ -2,18 +2,26 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from launcher import check as launcher_check
+from launcher.check import run_collective
 from launcher.errors import LauncherError
-from launcher.job import Node
+from launcher.job import Job, Node
+from launcher.place import Place
 from launcher.preflight.collective import SlowLimits, describe, judge
 from launcher.preflight.run import Settings, check
-from launcher.shell import here
+from launcher.ranks import local
+from launcher.ranks.commands import rank_commands
+from launcher.shell import InterruptedWork, here
+from medsft import allreduce
 from medsft.allreduce import bandwidth
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,6 +104,93 @@ def test_check_calls_it_when_nothing_is_red():
     wanted = Settings(python="/no/python", repository=str(REPOSITORY))
     report = check(nodes, here, wanted, print, collective=fails)
     assert "collective test was left out" in report.table()
+
+
+class Hosts:
+    """A transport whose hosts are all this machine; `before` is done when ranks are to be started."""
+
+    name = "hosts"
+
+    def __init__(self, before=lambda: None):
+        self.asked = []
+        self._before = before
+
+    def shell(self, host, command, stdin, limit_s):
+        self.asked.append(host)
+        return here(host, command, stdin, limit_s)
+
+    @contextmanager
+    def started(self, job, signals, start_limit_s, say):
+        self._before()
+        commands = [
+            command
+            for index in range(len(job.nodes))
+            for command in rank_commands(job, index, "127.0.0.1", 29500, os.environ)
+        ]
+        with local.started(commands, job.logs, signals, has_terminal=True) as ranks:
+            yield ranks
+
+
+class TestRunCollective:
+    """`launcher check`'s end of it, with ranks that do a line of Python each."""
+
+    @pytest.fixture
+    def collective(self, tmp_path, monkeypatch):
+        head = tmp_path / "own folder of the head"
+        head.mkdir()
+        monkeypatch.chdir(head)
+        name = f"test-{os.getpid()}"
+        monkeypatch.setattr(launcher_check.secrets, "token_hex", lambda _: name)
+
+        def run(hosts, body):
+            script = tmp_path / "rank 一.py"
+            begin = "import os, sys, time\noutput, rank = sys.argv[2], int(os.environ['RANK'])\n"
+            script.write_text(begin + body, encoding="utf-8")
+            monkeypatch.setattr(launcher_check, "_COLLECTIVE", script)
+            nodes = (Node("node1", 1), Node("node2", 1))
+            job = Job(nodes, sys.executable, Path(), (), (), "", 0)
+            try:
+                return run_collective(Place(hosts, nodes), job, 30.0, print)
+            finally:
+                assert list(head.iterdir()) == []
+                assert not Path(f"/tmp/medsft-check-{name}.json").exists()
+
+        return run
+
+    def test_the_result_comes_from_the_first_host_and_nothing_is_left(self, collective):
+        hosts = Hosts()
+        body = f"if rank == 0:\n    open(output, 'w').write({json.dumps(result(), indent=2)!r})"
+        assert collective(hosts, body) == result()
+        assert hosts.asked == ["node1"]
+
+    @pytest.mark.parametrize(
+        ("body", "said"), [("sys.exit(rank)", "rank 1 .*exit code 1"), ("", "cannot be read: cat")]
+    )
+    def test_without_a_result_it_says_why(self, collective, body, said):
+        with pytest.raises(LauncherError, match=said):
+            collective(Hosts(), body)
+
+    def test_a_request_to_stop_is_no_finding(self, collective):
+        with pytest.raises(KeyboardInterrupt):
+            collective(Hosts(lambda: signal.raise_signal(signal.SIGINT)), "time.sleep(600)")
+
+        def interrupted():
+            raise InterruptedWork("asked to stop")
+
+        with pytest.raises(KeyboardInterrupt):
+            collective(Hosts(interrupted), "")
+
+
+def test_what_libraries_print_is_not_on_standard_output(capfd, monkeypatch, tmp_path):
+    """NCCL_DEBUG's lines are, where nobody takes care, and the JSON of the check is printed there."""
+    monkeypatch.setattr(allreduce, "measure", lambda timeout_s: os.write(1, b"NCCL INFO\n") and {"a": 1})
+    own = os.dup(1)
+    try:
+        assert allreduce.main(["--output", str(tmp_path / "x.json")]) == 0
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
+    assert capfd.readouterr() == ("", "NCCL INFO\n")
 
 
 def ranks(output, number, timeout_s, start=None):

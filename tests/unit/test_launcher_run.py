@@ -56,7 +56,7 @@ class Hosts:
     def __init__(self) -> None:
         self.gone: set[str] = set()
         self.refuses: Exception | None = None
-        self.met_at: list[str | None] = []
+        self.met_at: list[str] = []
 
     def shell(self, host, command, stdin, limit_s):
         if host in self.gone:
@@ -71,7 +71,7 @@ class Hosts:
         commands = [
             command
             for index in range(len(job.nodes))
-            for command in rank_commands(job, index, "127.0.0.1", 29500)
+            for command in rank_commands(job, index, "127.0.0.1", 29500, os.environ)
         ]
         with local.started(commands, job.logs, signals, has_terminal=True) as ranks:
             yield ranks
@@ -127,9 +127,17 @@ def test_an_address_to_meet_at_is_let_go_with_its_host(tmp_path):
     starts.next()
     starts.hosts.gone = {"node1"}
     assert starts.next().kind == "finished"
-    assert starts.hosts.met_at == ["10.1.2.3", "10.1.2.3", None]
+    assert starts.hosts.met_at == ["10.1.2.3", "10.1.2.3", ""]
     (told,) = [said for said in starts.said if "--master-addr" in said]
     assert told == "--master-addr 10.1.2.3 was for node1; ranks meet at node2's own address now"
+
+
+def test_a_host_less_changes_no_address_where_none_was_given(tmp_path):
+    starts = StartsOfThreeHosts(tmp_path, "--allow-shrink", num_crashes=1)
+    starts.next()
+    starts.hosts.gone = {"node1"}
+    assert starts.next().kind == "finished"
+    assert not [said for said in starts.said if "--master-addr" in said]
 
 
 def test_a_signal_during_the_check_is_heeded_before_anything_starts(tmp_path):

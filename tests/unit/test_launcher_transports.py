@@ -150,7 +150,12 @@ class TestDryRun:
         assert "pw1" not in out
         lines = dict(line.split(": ", 1) for line in out.splitlines())
         starter = {"openmpi": "mpirun"}.get(transport, transport)
-        assert list(lines) == [starter, "rank 0 on node1", "rank 1 on node1", "rank 2 on node2"]
+        receivers = ["first on node1, by ssh", "first on node2, by ssh"]
+        assert list(lines) == [*receivers, starter, "rank 0 on node1", "rank 1 on node1", "rank 2 on node2"]
+        received = shlex.split(lines[receivers[1]])
+        assert received[-5:-1] == ["-m", "launcher", "receive", "--job"]
+        # What is delivered is what the agents then take.
+        assert received[-1] in lines[starter]
         words = shlex.split(lines["rank 2 on node2"])
         assert {
             "HF_TOKEN=***",
@@ -178,7 +183,7 @@ class TestDryRun:
             script,
         ]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline().startswith("pdsh: env ")
+            assert process.stdout.readline().startswith("first on node0, by ssh: env ")
             process.stdout.close()
             assert process.stderr.read() == ""
         assert process.returncode == 141

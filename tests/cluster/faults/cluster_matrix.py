@@ -51,7 +51,7 @@ MATRIX = (
     Row(
         3,
         "SIGSTOP of a rank on another host",
-        "named within the timeout, restarted, same final weights",
+        "named within the timeout and 7 s, restarted, same final weights",
         stop_a_rank,
     ),
     Row(

@@ -14,6 +14,8 @@ from jobs import Job, last_step
 from tally import Tally
 
 _HANG_S = 8
+# Its agent, the launcher and the campaign each look every second or two.
+_LOOKS_S = 7
 _FIRST_SAVE = SAVE_STEPS
 # A step in which nothing is being saved.
 _IN_BETWEEN = 2 * SAVE_STEPS + SAVE_STEPS // 2
@@ -35,6 +37,8 @@ def stop_a_rank(campaign: Campaign, tally: Tally, hosts: Hosts) -> None:
         rank.suspend()
         stopped_s = time.monotonic()
         tally.detected_s.append(job.wait_for_words("no sign of life from") - stopped_s)
+        named_s = tally.detected_s[-1]
+        tally.check(named_s <= _HANG_S + _LOOKS_S, f"named only after {named_s:.1f} s")
         _see_it_recover(tally, job, stopped_s)
         line = next(line for line in job.text.splitlines() if "no sign of life from" in line)
         tally.says(line, [f"no sign of life from rank 1 on node2 (process {rank.pid}) for", "starting again"])
