@@ -34,6 +34,10 @@ _ECHO_S = 1.0
 _STOPS_THAT_KILL = 3
 # In the place of a signal to send: a rank that stands still keeps the others from writing a checkpoint.
 _KILL_IF_FROZEN = 0
+# In the place of a signal to send: a process in uninterruptible sleep (state D) does not end.
+_GIVE_UP = -1
+# So long, in seconds, SIGKILL may take: the kernel gives much memory back first.
+_KILLED_S = 15.0
 # Longest sleep between two looks at the ranks, in seconds; SIGCHLD wakes the launcher before.
 _LOOK_S = 1.0
 _NUM_LAST_LINES = 15
@@ -45,7 +49,7 @@ _MOST_SHOWN = 3
 class RankEnd:
     """How a rank ended: `code` is its exit code, -n when signal n killed it; `after_s` since the start.
 
-    lost: why nothing is known of its end, when its host is lost; else None.
+    lost: why nothing is known of its end, when its host is lost or it does not end; else None.
     """
 
     rank: int
@@ -173,7 +177,7 @@ def watch(
     hang_timeout_s: float,
     say: Callable[[str], None],
 ) -> JobEnd:
-    """Returns when all ranks have ended.
+    """Returns when all ranks have ended, or some do not even by SIGKILL, which `say` is told.
 
     `signals`: from `held_back`; SIGCHLD says that there may be news of a rank. A rank that has given signs of
     life and then none for `hang_timeout_s` hangs. `say` gets lines for people.
@@ -225,7 +229,7 @@ class _Watcher:
                 self._note(end, now_s)
         if len(self._ends) == len(self._ranks):
             return self._end()
-        if not self._plan:
+        if not self._plan and not self._ending:
             self._look_for_hangs(now_s)
         while self._plan and self._plan[0][0] <= now_s:
             _, signum = self._plan.pop(0)
@@ -233,6 +237,11 @@ class _Watcher:
                 if not any(process.is_frozen() for process in self._running()):
                     continue
                 signum = signal.SIGKILL
+            if signum == _GIVE_UP:
+                self._give_up(now_s)
+                return self._end()
+            if signum == signal.SIGKILL:
+                self._plan = [(now_s + _KILLED_S, _GIVE_UP)]
             # From here on a rank that ends badly has been asked to.
             self._ending = True
             for process in self._running():
@@ -284,6 +293,20 @@ class _Watcher:
                 self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
                 self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
             self._failed.append(end)
+
+    def _give_up(self, now_s: float) -> None:
+        """What SIGKILL has not ended waits in the kernel, maybe for ever; nobody is to wait for it."""
+        why = (
+            f"it does not end, {_KILLED_S:g} s after SIGKILL. It waits in the kernel (state D in ps), most "
+            "often for a file system or a GPU that no longer answers; its host may have to be started anew"
+        )
+        for rank, process in enumerate(self._ranks):
+            if rank not in self._ends:
+                end = RankEnd(rank, process.name, process.pid, CRASHED, now_s - self._started_s, why)
+                self._ends[rank] = end
+                self._say(f"{_with_pid(process)} is left behind: {why}")
+                if self._stop_signal is not None:
+                    self._failed.append(end)
 
     def _look_for_hangs(self, now_s: float) -> None:
         silences = {process: process.silence() for process in self._running()}

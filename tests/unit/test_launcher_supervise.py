@@ -4,10 +4,13 @@ import signal
 
 import pytest
 
+from launcher.command import Command
 from launcher.exit_codes import describe, shell_code
 from launcher.ranks.heartbeat import Silence
+from launcher.ranks.process import RankProcess
 from launcher.ranks.rank import Ended
 from launcher.signals import held_back
+from launcher.supervision import watch as watch_module
 from launcher.supervision.watch import Grace, RankEnd, classify, most_telling, watch
 
 
@@ -138,3 +141,29 @@ def test_a_rank_that_never_gave_a_sign_of_life_hangs_when_others_did():
     assert (job_end.kind, job_end.exit_code) == ("hung", 1)
     assert "no sign of life from rank 1 (process 1)" in job_end.failure and "rank 0" not in job_end.failure
     assert said == ["rank 1 printed last:\n    last of rank 1"]
+
+
+@pytest.mark.parametrize(
+    ("first", "asked", "kind", "exit_code"),
+    [(1, None, "crashed", 1), (75, None, "checkpointed", 75), (None, signal.SIGTERM, "lost host", 1)],
+)
+def test_a_rank_that_sigkill_does_not_end_is_left_behind(monkeypatch, first, asked, kind, exit_code):
+    monkeypatch.setattr(watch_module, "_KILLED_S", 0.05)
+    monkeypatch.setattr(watch_module, "_SETTLE_S", 0.0)
+    said: list[str] = []
+    ranks = [FakeRank("rank 0", {signal.SIGTERM: -15}, first), FakeRank("rank 1", {})]
+    with held_back() as signals:
+        if asked is not None:
+            signal.raise_signal(asked)
+        job_end = watch(ranks, signals, Grace(0.05, 0.05), 300.0, said.append)
+    assert (job_end.kind, job_end.exit_code) == (kind, exit_code)
+    assert any("rank 1 (process 1) is left behind: it does not end" in line for line in said)
+
+
+def test_reaping_has_a_limit():
+    with held_back() as signals:
+        process = RankProcess(Command("rank 0", ("sleep", "60"), ()), signals)
+        process.reap(limit_s=0.01)
+        assert process.ended() is None
+        process.kill_group()
+        process.reap()
