@@ -92,9 +92,10 @@ def classify(
 ) -> JobEnd:
     """The job's end from the ends of all its ranks.
 
-    `failed` are those that failed of themselves, not because they were asked to end; `stop_signal` is
-    the signal that asked the job to stop before any had failed; `hung` says which ranks gave no sign of life,
-    for which the job was ended. One of the three explains every rank that neither finished nor checkpointed.
+    `failed` are those that failed of themselves, not because they were asked to end, be it after a signal;
+    `stop_signal` is the signal that asked the job to stop before any had failed; `hung` says which ranks gave
+    no sign of life, for which the job was ended. One of the three explains every rank that neither finished
+    nor checkpointed.
     `frozen` names ranks that stood still when the first one failed.
     """
     codes = {end.code for end in ends}
@@ -214,6 +215,8 @@ class _Watcher:
         # When the launcher was asked to stop, in monotonic seconds.
         self._stops_s: list[float] = []
         self._first_asked: int | None = None
+        # All that the ranks were sent because the launcher was.
+        self._asked: set[int] = set()
         # What the ranks still running will be sent, and when: (monotonic seconds, signal).
         self._plan: list[tuple[float, int]] = []
         # Whether ranks have been asked to end because another one has.
@@ -257,6 +260,7 @@ class _Watcher:
         for process in self._running():
             process.send(signum)
         self._first_asked = self._first_asked or signum
+        self._asked.add(signum)
         if signum not in STOPPING:
             return
         now_s = time.monotonic()
@@ -285,14 +289,23 @@ class _Watcher:
         if end.code == CHECKPOINTED and not self._plan:
             # The others are about to follow: no hurry, but no waiting for ever either.
             self._plan = [(now_s + grace_s, signal.SIGTERM), (now_s + 2 * grace_s, signal.SIGKILL)]
-        elif end.code not in (FINISHED, CHECKPOINTED) and self._stop_signal is None and not self._ending:
-            if self._hung is not None:
+            return
+        if end.code in (FINISHED, CHECKPOINTED) or self._ending or self._hung is not None:
+            return
+        if self._stop_signal is not None:
+            if self._has_left_as_asked(end):
                 return
-            if not self._failed:
-                settled_s = now_s + _SETTLE_S
-                self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
-                self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
-            self._failed.append(end)
+            # Without it the others cannot complete a checkpoint.
+            self._plan = [(min(now_s + grace_s, self._plan[-1][0]), signal.SIGKILL)]
+        elif not self._failed:
+            settled_s = now_s + _SETTLE_S
+            self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
+            self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
+        self._failed.append(end)
+
+    def _has_left_as_asked(self, end: RankEnd) -> bool:
+        """Whether a rank without a checkpoint ended by what it was asked, not by a failure."""
+        return end.code == INTERRUPTED or any(end.code in (-n, shell_code(-n)) for n in self._asked)
 
     def _give_up(self, now_s: float) -> None:
         """What SIGKILL has not ended waits in the kernel, maybe for ever; nobody is to wait for it."""
@@ -302,7 +315,8 @@ class _Watcher:
         )
         for rank, process in enumerate(self._ranks):
             if rank not in self._ends:
-                end = RankEnd(rank, process.name, process.pid, CRASHED, now_s - self._started_s, why)
+                after_s = now_s - self._started_s
+                end = RankEnd(rank, process.name, process.pid, -signal.SIGKILL, after_s, why)
                 self._ends[rank] = end
                 self._say(f"{_with_pid(process)} is left behind: {why}")
                 if self._stop_signal is not None:
@@ -327,6 +341,9 @@ class _Watcher:
 
     def _end(self) -> JobEnd:
         ends = list(self._ends.values())
+        if self._stop_signal is not None and any(map(self._has_left_as_asked, ends)):
+            # Of the ranks' peers that is the end, too: a connection breaks, and they crash.
+            self._failed = [end for end in self._failed if end.code not in (CRASHED, -signal.SIGABRT)]
         end = classify(ends, self._failed, self._stop_signal, self._frozen, self._hung)
         if end.is_crash and len(ends) > 1:
             causes = self._hung_ranks or [self._ranks[most_telling(self._failed).rank]]

@@ -145,7 +145,7 @@ def test_a_rank_that_never_gave_a_sign_of_life_hangs_when_others_did():
 
 @pytest.mark.parametrize(
     ("first", "asked", "kind", "exit_code"),
-    [(1, None, "crashed", 1), (75, None, "checkpointed", 75), (None, signal.SIGTERM, "lost host", 1)],
+    [(1, None, "crashed", 1), (75, None, "checkpointed", 75), (None, signal.SIGTERM, "lost host", 137)],
 )
 def test_a_rank_that_sigkill_does_not_end_is_left_behind(monkeypatch, first, asked, kind, exit_code):
     monkeypatch.setattr(watch_module, "_KILLED_S", 0.05)
@@ -167,3 +167,30 @@ def test_reaping_has_a_limit():
         assert process.ended() is None
         process.kill_group()
         process.reap()
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind", "exit_code"),
+    [
+        # The disk is full while the checkpoint is written.
+        ((2, 2), "user error", 2),
+        ((1, 75), "crashed", 1),
+        # One is killed for memory, the other waits for it: not for --stop-grace.
+        ((-9, None), "crashed", 137),
+        ((130, 130), "stopped", 130),
+        ((-2, 75), "stopped", 130),
+        # Before its handlers stand a rank dies of the signal, and its peer of the broken connection.
+        ((-2, 1), "stopped", 130),
+    ],
+)
+def test_a_failure_after_a_request_to_stop_is_told(codes, kind, exit_code):
+    said: list[str] = []
+    ranks = [
+        FakeRank(f"rank {rank}", {signal.SIGKILL: -9} if code is None else {signal.SIGINT: code})
+        for rank, code in enumerate(codes)
+    ]
+    with held_back() as signals:
+        signal.raise_signal(signal.SIGINT)
+        job_end = watch(ranks, signals, Grace(0.05, 600.0), 300.0, said.append)
+    assert (job_end.kind, job_end.exit_code, job_end.stop_asked) == (kind, exit_code, True)
+    assert ("rank 0 printed last:\n    last of rank 0" in said) == (kind == "crashed")
