@@ -191,6 +191,6 @@ def test_a_failure_after_a_request_to_stop_is_told(codes, kind, exit_code):
     ]
     with held_back() as signals:
         signal.raise_signal(signal.SIGINT)
-        job_end = watch(ranks, signals, Grace(0.05, 600.0), 300.0, said.append)
+        job_end = watch(ranks, signals, Grace(0.05, 5.0), 300.0, said.append)
     assert (job_end.kind, job_end.exit_code, job_end.stop_asked) == (kind, exit_code, True)
     assert ("rank 0 printed last:\n    last of rank 0" in said) == (kind == "crashed")
