@@ -13,6 +13,7 @@ from launcher.errors import LauncherError
 from launcher.exit_codes import FINISHED
 from launcher.hosts import ports
 from launcher.make_job import make_job
+from launcher.signals import held_back
 from launcher.starts import Starts
 from launcher.supervision import requeue, restart
 
@@ -46,10 +47,13 @@ def run(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -
         )
     starts = Starts(options, where, job, folder, environment, say)
     newest_before = restart.newest_step(folder, say)
-    end = restart.run(starts, policy, folder, say)
-    if end.message is not None:
-        say(end.message)
-    # Where the folder is not known there is nothing to judge by.
-    has_progressed = folder is None or restart.newest_step(folder, say) != newest_before
-    requeue.after_run(end.exit_code, end.asked_by, environment, options.max_requeues, has_progressed, say)
+    # To the very end: a further signal must not cost the job its place in the queue.
+    with held_back():
+        end = restart.run(starts, policy, folder, say)
+        if end.message is not None:
+            say(end.message)
+        # Where the folder is not known there is nothing to judge by.
+        has_progressed = folder is None or restart.newest_step(folder, say) != newest_before
+        limit = options.max_requeues
+        requeue.after_run(end.exit_code, end.asked_by, environment, limit, has_progressed, say)
     return end.exit_code

@@ -170,14 +170,15 @@ class Head:
     # -- the threads
 
     def _accept(self) -> None:
-        while not self._is_leaving.is_set():
+        # Until `close`: agents that come after the job's end are told to leave.
+        while self._server.fileno() >= 0:
             self._strangers.acquire()
             try:
                 connection, _ = self._server.accept()
             except OSError:
                 # One that was gone again, or no more files: the others are still to come.
                 self._strangers.release()
-                self._is_leaving.wait(_ACCEPT_PAUSE_S)
+                time.sleep(_ACCEPT_PAUSE_S)
                 continue
             threading.Thread(target=self._serve, args=(connection,), daemon=True, name="agent").start()
 

@@ -17,6 +17,8 @@ from launcher.ranks.rank import Ended
 _PR_SET_PDEATHSIG = 1
 # How long what a rank printed may still be on its way when it has ended, in seconds.
 _DRAIN_S = 1.0
+# How long a killed process may take to be gone, in seconds.
+_REAP_S = 5.0
 
 
 class RankProcess:
@@ -103,6 +105,10 @@ class RankProcess:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def reap(self) -> None:
-        """Waits for the end and gives the process id back to the system."""
-        self._process.wait()
+    def reap(self, limit_s: float = _REAP_S) -> None:
+        """Waits `limit_s` for the end and gives the process id back to the system.
+
+        One that does not end even by SIGKILL is left to the system.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(limit_s)

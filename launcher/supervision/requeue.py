@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from launcher.errors import LauncherError
 from launcher.exit_codes import CHECKPOINTED, describe
+from launcher.signals import PASSED_ON, STOPPING
 
 _LIMIT_S = 30.0
 """For slurmctld to answer; scontrol's own patience is longer than the time left before a kill."""
@@ -162,15 +163,17 @@ def after_run(
 ) -> bool:
     """Requeues this process's batch job if it is to be; whether it has, and `say` gets a line for people.
 
-    To be called last, when all ranks have ended: from here on SIGTERM is ignored, for Slurm sends it to a
-    job that is requeued. Does nothing outside of Slurm, for exit codes other than 75, and with
-    `max_requeues` 0. Where Slurm gives no answer a line says what to do.
+    To be called last, when all ranks have ended: from here on signals that ask to stop are ignored, for Slurm
+    sends SIGTERM to a job that is requeued, and a second SIGUSR1 may come while it answers. Does nothing
+    outside of Slurm, for exit codes other than 75, and with `max_requeues` 0. Where Slurm gives no answer a
+    line says what to do.
     """
     job_id = environment.get("SLURM_JOB_ID")
     if job_id is None or exit_code != CHECKPOINTED or max_requeues == 0:
         return False
-    # Not yet for another SIGTERM: a second scancel is seen in JobState.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A second scancel is seen in JobState.
+    for signum in STOPPING | PASSED_ON:
+        signal.signal(signum, signal.SIG_IGN)
     try:
         restart_count = int(environment.get("SLURM_RESTART_COUNT", "0"))
         decision = decide(asked_by, read_record(job_id), restart_count, max_requeues, has_progressed)

@@ -34,6 +34,10 @@ _ECHO_S = 1.0
 _STOPS_THAT_KILL = 3
 # In the place of a signal to send: a rank that stands still keeps the others from writing a checkpoint.
 _KILL_IF_FROZEN = 0
+# In the place of a signal to send: a process in uninterruptible sleep (state D) does not end.
+_GIVE_UP = -1
+# So long, in seconds, SIGKILL may take: the kernel gives much memory back first.
+_KILLED_S = 15.0
 # Longest sleep between two looks at the ranks, in seconds; SIGCHLD wakes the launcher before.
 _LOOK_S = 1.0
 _NUM_LAST_LINES = 15
@@ -45,7 +49,7 @@ _MOST_SHOWN = 3
 class RankEnd:
     """How a rank ended: `code` is its exit code, -n when signal n killed it; `after_s` since the start.
 
-    lost: why nothing is known of its end, when its host is lost; else None.
+    lost: why nothing is known of its end, when its host is lost or it does not end; else None.
     """
 
     rank: int
@@ -88,9 +92,10 @@ def classify(
 ) -> JobEnd:
     """The job's end from the ends of all its ranks.
 
-    `failed` are those that failed of themselves, not because they were asked to end; `stop_signal` is
-    the signal that asked the job to stop before any had failed; `hung` says which ranks gave no sign of life,
-    for which the job was ended. One of the three explains every rank that neither finished nor checkpointed.
+    `failed` are those that failed of themselves, not because they were asked to end, be it after a signal;
+    `stop_signal` is the signal that asked the job to stop before any had failed; `hung` says which ranks gave
+    no sign of life, for which the job was ended. One of the three explains every rank that neither finished
+    nor checkpointed.
     `frozen` names ranks that stood still when the first one failed.
     """
     codes = {end.code for end in ends}
@@ -173,7 +178,7 @@ def watch(
     hang_timeout_s: float,
     say: Callable[[str], None],
 ) -> JobEnd:
-    """Returns when all ranks have ended.
+    """Returns when all ranks have ended, or some do not even by SIGKILL, which `say` is told.
 
     `signals`: from `held_back`; SIGCHLD says that there may be news of a rank. A rank that has given signs of
     life and then none for `hang_timeout_s` hangs. `say` gets lines for people.
@@ -210,6 +215,8 @@ class _Watcher:
         # When the launcher was asked to stop, in monotonic seconds.
         self._stops_s: list[float] = []
         self._first_asked: int | None = None
+        # All that the ranks were sent because the launcher was.
+        self._asked: set[int] = set()
         # What the ranks still running will be sent, and when: (monotonic seconds, signal).
         self._plan: list[tuple[float, int]] = []
         # Whether ranks have been asked to end because another one has.
@@ -225,7 +232,7 @@ class _Watcher:
                 self._note(end, now_s)
         if len(self._ends) == len(self._ranks):
             return self._end()
-        if not self._plan:
+        if not self._plan and not self._ending:
             self._look_for_hangs(now_s)
         while self._plan and self._plan[0][0] <= now_s:
             _, signum = self._plan.pop(0)
@@ -233,6 +240,11 @@ class _Watcher:
                 if not any(process.is_frozen() for process in self._running()):
                     continue
                 signum = signal.SIGKILL
+            if signum == _GIVE_UP:
+                self._give_up(now_s)
+                return self._end()
+            if signum == signal.SIGKILL:
+                self._plan = [(now_s + _KILLED_S, _GIVE_UP)]
             # From here on a rank that ends badly has been asked to.
             self._ending = True
             for process in self._running():
@@ -248,6 +260,7 @@ class _Watcher:
         for process in self._running():
             process.send(signum)
         self._first_asked = self._first_asked or signum
+        self._asked.add(signum)
         if signum not in STOPPING:
             return
         now_s = time.monotonic()
@@ -276,14 +289,38 @@ class _Watcher:
         if end.code == CHECKPOINTED and not self._plan:
             # The others are about to follow: no hurry, but no waiting for ever either.
             self._plan = [(now_s + grace_s, signal.SIGTERM), (now_s + 2 * grace_s, signal.SIGKILL)]
-        elif end.code not in (FINISHED, CHECKPOINTED) and self._stop_signal is None and not self._ending:
-            if self._hung is not None:
+            return
+        if end.code in (FINISHED, CHECKPOINTED) or self._ending or self._hung is not None:
+            return
+        if self._stop_signal is not None:
+            if self._has_left_as_asked(end):
                 return
-            if not self._failed:
-                settled_s = now_s + _SETTLE_S
-                self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
-                self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
-            self._failed.append(end)
+            # Without it the others cannot complete a checkpoint.
+            self._plan = [(min(now_s + grace_s, self._plan[-1][0]), signal.SIGKILL)]
+        elif not self._failed:
+            settled_s = now_s + _SETTLE_S
+            self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
+            self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
+        self._failed.append(end)
+
+    def _has_left_as_asked(self, end: RankEnd) -> bool:
+        """Whether a rank without a checkpoint ended by what it was asked, not by a failure."""
+        return end.code == INTERRUPTED or any(end.code in (-n, shell_code(-n)) for n in self._asked)
+
+    def _give_up(self, now_s: float) -> None:
+        """What SIGKILL has not ended waits in the kernel, maybe for ever; nobody is to wait for it."""
+        why = (
+            f"it does not end, {_KILLED_S:g} s after SIGKILL. It waits in the kernel (state D in ps), most "
+            "often for a file system or a GPU that no longer answers; its host may have to be started anew"
+        )
+        for rank, process in enumerate(self._ranks):
+            if rank not in self._ends:
+                after_s = now_s - self._started_s
+                end = RankEnd(rank, process.name, process.pid, -signal.SIGKILL, after_s, why)
+                self._ends[rank] = end
+                self._say(f"{_with_pid(process)} is left behind: {why}")
+                if self._stop_signal is not None:
+                    self._failed.append(end)
 
     def _look_for_hangs(self, now_s: float) -> None:
         silences = {process: process.silence() for process in self._running()}
@@ -304,6 +341,9 @@ class _Watcher:
 
     def _end(self) -> JobEnd:
         ends = list(self._ends.values())
+        if self._stop_signal is not None and any(map(self._has_left_as_asked, ends)):
+            # Of the ranks' peers that is the end, too: a connection breaks, and they crash.
+            self._failed = [end for end in self._failed if end.code not in (CRASHED, -signal.SIGABRT)]
         end = classify(ends, self._failed, self._stop_signal, self._frozen, self._hung)
         if end.is_crash and len(ends) > 1:
             causes = self._hung_ranks or [self._ranks[most_telling(self._failed).rank]]

@@ -10,6 +10,7 @@ from launcher.control import spec
 from launcher.control.delivery import agent_command
 from launcher.control.spec import Spec
 from launcher.errors import LauncherError
+from launcher.hosts.allocation import tasks_per_node
 from launcher.transport.remote import RemoteTransport
 
 # Linux takes 128 KiB for one variable, its name included.
@@ -57,7 +58,12 @@ def _cpus_of_a_node() -> int | None:
     per_task = os.environ.get("SLURM_CPUS_PER_TASK")
     if per_task is None:
         return None
-    return int(per_task) * int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
+    # SLURM_NTASKS_PER_NODE is there only where --ntasks-per-node was given, not with --ntasks alone.
+    num_tasks = os.environ.get("SLURM_NTASKS_PER_NODE")
+    if num_tasks is None:
+        # One number for all nodes, so the least where they differ: more would not be granted there.
+        num_tasks = min(tasks_per_node(os.environ.get("SLURM_TASKS_PER_NODE", "1")))
+    return int(per_task) * int(num_tasks)
 
 
 SLURM = RemoteTransport("slurm", command, shell.srun, delivers=False)

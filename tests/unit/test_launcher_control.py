@@ -558,6 +558,15 @@ class TestHead:
             wait_until(lambda: here.asked == [signal.SIGUSR2], "it has heard of the master")
         assert next_order(first)["do"] == next_order(second)["do"] == "leave"
 
+    def test_agents_that_come_after_the_end_are_told_to_leave(self):
+        here = Listening(1, 1, 1)
+        with closing(here.head), held_back() as signals:
+            starter = RankProcess(Command("starter", ("true",), ()), signals)
+            with here.head.serving(starter):
+                pass
+            assert [next_order(here.agent(index))["do"] for index in range(3)] == ["leave"] * 3
+            starter.reap()
+
     def test_what_all_hosts_are_asked_is_one_request(self, listening):
         with listening(1, 1, 1) as here:
             agents = [here.agent(index) for index in range(3)]

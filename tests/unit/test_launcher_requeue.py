@@ -88,13 +88,15 @@ def test_what_is_no_job_record_is_refused():
         parse_record(SHOWN.replace("Restarts=2", ""))
 
 
-# Ends like the launcher, then looks whether SIGTERM, which Slurm sends to a requeued job, is outlived.
+# Ends like the launcher, then looks whether SIGTERM, which Slurm sends to a requeued job, is outlived, and
+# what a terminal or the time limit may send once more.
 PROGRAM = """
 import os, signal, sys
 from launcher.supervision.requeue import after_run
 code, limit = int(sys.argv[1]), int(sys.argv[2])
 done = after_run(code, signal.SIGUSR1, os.environ, limit, True, lambda line: print(line))
-os.kill(os.getpid(), signal.SIGTERM) if done else None
+for signum in ("TERM", "INT", "HUP", "USR1", "USR2") if done else ():
+    os.kill(os.getpid(), signal.Signals["SIG" + signum])
 print(done)
 """
 

@@ -275,3 +275,19 @@ class TestTheLaunchersOwnStreams:
         said = capsys.readouterr().err
         assert said.startswith("launcher: the ranks could not be started: [Errno 20] Not a directory: ")
         assert said.count("\n") == 1
+
+
+def test_signals_are_held_back_until_the_job_is_requeued(tmp_path, monkeypatch):
+    """A second SIGUSR1 while slurmctld thinks: it would end the launcher before it has asked."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit(75)")
+    blocked = []
+    monkeypatch.setattr(
+        "launcher.supervision.requeue.after_run",
+        lambda *_: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert command_line.main(["run", "--num-gpus", "1", str(script)]) == 75
+    assert blocked[0] >= {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

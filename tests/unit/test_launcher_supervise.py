@@ -4,10 +4,13 @@ import signal
 
 import pytest
 
+from launcher.command import Command
 from launcher.exit_codes import describe, shell_code
 from launcher.ranks.heartbeat import Silence
+from launcher.ranks.process import RankProcess
 from launcher.ranks.rank import Ended
 from launcher.signals import held_back
+from launcher.supervision import watch as watch_module
 from launcher.supervision.watch import Grace, RankEnd, classify, most_telling, watch
 
 
@@ -138,3 +141,56 @@ def test_a_rank_that_never_gave_a_sign_of_life_hangs_when_others_did():
     assert (job_end.kind, job_end.exit_code) == ("hung", 1)
     assert "no sign of life from rank 1 (process 1)" in job_end.failure and "rank 0" not in job_end.failure
     assert said == ["rank 1 printed last:\n    last of rank 1"]
+
+
+@pytest.mark.parametrize(
+    ("first", "asked", "kind", "exit_code"),
+    [(1, None, "crashed", 1), (75, None, "checkpointed", 75), (None, signal.SIGTERM, "lost host", 137)],
+)
+def test_a_rank_that_sigkill_does_not_end_is_left_behind(monkeypatch, first, asked, kind, exit_code):
+    monkeypatch.setattr(watch_module, "_KILLED_S", 0.05)
+    monkeypatch.setattr(watch_module, "_SETTLE_S", 0.0)
+    said: list[str] = []
+    ranks = [FakeRank("rank 0", {signal.SIGTERM: -15}, first), FakeRank("rank 1", {})]
+    with held_back() as signals:
+        if asked is not None:
+            signal.raise_signal(asked)
+        job_end = watch(ranks, signals, Grace(0.05, 0.05), 300.0, said.append)
+    assert (job_end.kind, job_end.exit_code) == (kind, exit_code)
+    assert any("rank 1 (process 1) is left behind: it does not end" in line for line in said)
+
+
+def test_reaping_has_a_limit():
+    with held_back() as signals:
+        process = RankProcess(Command("rank 0", ("sleep", "60"), ()), signals)
+        process.reap(limit_s=0.01)
+        assert process.ended() is None
+        process.kill_group()
+        process.reap()
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind", "exit_code"),
+    [
+        # The disk is full while the checkpoint is written.
+        ((2, 2), "user error", 2),
+        ((1, 75), "crashed", 1),
+        # One is killed for memory, the other waits for it: not for --stop-grace.
+        ((-9, None), "crashed", 137),
+        ((130, 130), "stopped", 130),
+        ((-2, 75), "stopped", 130),
+        # Before its handlers stand a rank dies of the signal, and its peer of the broken connection.
+        ((-2, 1), "stopped", 130),
+    ],
+)
+def test_a_failure_after_a_request_to_stop_is_told(codes, kind, exit_code):
+    said: list[str] = []
+    ranks = [
+        FakeRank(f"rank {rank}", {signal.SIGKILL: -9} if code is None else {signal.SIGINT: code})
+        for rank, code in enumerate(codes)
+    ]
+    with held_back() as signals:
+        signal.raise_signal(signal.SIGINT)
+        job_end = watch(ranks, signals, Grace(0.05, 5.0), 300.0, said.append)
+    assert (job_end.kind, job_end.exit_code, job_end.stop_asked) == (kind, exit_code, True)
+    assert ("rank 0 printed last:\n    last of rank 0" in said) == (kind == "crashed")

@@ -207,10 +207,22 @@ def test_the_users_own_words_for_pdsh_stay(monkeypatch):
     assert words.startswith("-o Compression=yes -o BatchMode=yes")
 
 
-def test_slurm_gives_the_agent_all_cores_of_the_node(monkeypatch):
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
-    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
-    assert "--cpus-per-task=64" in slurm.command(a_spec()).arguments
+@pytest.mark.parametrize(
+    ("given", "num_cpus"),
+    [
+        ({"SLURM_NTASKS_PER_NODE": "8"}, 64),
+        # salloc -N2 -n16 -c8, and an uneven one.
+        ({"SLURM_TASKS_PER_NODE": "8(x2)"}, 64),
+        ({"SLURM_TASKS_PER_NODE": "4(x2),2"}, 16),
+        ({}, 8),
+    ],
+)
+def test_slurm_gives_the_agent_all_cores_of_the_node(monkeypatch, given, num_cpus):
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"SLURM_CPUS_PER_TASK": "8"} | given).items():
+        monkeypatch.setenv(name, value)
+    assert f"--cpus-per-task={num_cpus}" in slurm.command(a_spec()).arguments
 
 
 def test_a_job_too_large_for_slurms_environment_is_refused():
