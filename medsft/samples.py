@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FROM_THE_BOX = ("我最近感觉很累，可能是什么原因？", "请用一句话介绍一下北京。")
 """A medical question and a general one, asked in every run."""
@@ -75,6 +78,7 @@ class Samples:
         self._engine = engine
         self._base = base
         self._data = data
+        self._prompts: list[Prompt] | None = None
         self._reporter = reporter
         self._world = world
 
@@ -88,18 +92,28 @@ class Samples:
 
     def _ask(self) -> list[Sample]:
         """The answers; none after a failure."""
-        samples, fault = [], None
+        if self._prompts is None:
+            # Before any rank waits for another: reading the data may fail on one host alone.
+            self._prompts = self._agreed(lambda: fixed_prompts(self._base, self._data))
+        prompts = self._prompts
+        if not prompts:
+            return []
+        return self._agreed(lambda: answer(self._engine, prompts, self._base, self._world)) or []
+
+    def _agreed(self, work: Callable[[], T]) -> T | None:
+        """What some work gives; None where it fails on any rank, and then nothing is asked any more."""
+        made, fault = None, None
         try:
-            samples = answer(self._engine, fixed_prompts(self._base, self._data), self._base, self._world)
+            made = work()
         except Exception as error:
             fault = str(error) or type(error).__name__
-        faults = [text for text in from_all(self._world, fault) if text is not None]
-        if not faults:
-            return samples
-        if self._world.is_main:
-            logger.warning("the samples cannot be made (%s); the training goes on without them", faults[0])
+        fault = next((text for text in from_all(self._world, fault) if text is not None), None)
+        if fault is None:
+            return made
         self._every = None
-        return []
+        if self._world.is_main:
+            logger.warning("the samples cannot be made (%s); the training goes on without them", fault)
+        return None
 
 
 @torch.no_grad()

@@ -183,14 +183,17 @@ def _deal(bins: list[list[int]], lengths: Sequence[int], world_size: int) -> Spl
     """Deal bins to ranks so that bins of like size run at the same time and ranks get like sums.
 
     The ranks wait for each other in every micro-batch, so the bins of one micro-batch are neighbours in
-    size; every second round is dealt backwards so that no rank always gets the larger one.
+    size. Every second round is dealt backwards, and the ranks take turns from step to step (the step's tokens
+    say whose it is), so that no rank always gets the larger one.
     """
     loads = [sum(lengths[position] for position in positions) for positions in bins]
     order = sorted(range(len(bins)), key=lambda index: (-loads[index], index))
     rounds = [order[start : start + world_size] for start in range(0, len(order), world_size)]
+    turn = sum(loads) % world_size
     for number, dealt in enumerate(rounds):
         if number % 2:
             dealt.reverse()
+        dealt[:] = dealt[turn:] + dealt[:turn]
     return tuple(tuple(tuple(bins[dealt[rank]]) for dealt in rounds) for rank in range(world_size))
 
 

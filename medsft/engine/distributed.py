@@ -119,7 +119,12 @@ def start(timeout_min: int) -> World:
     local_rank = int(os.environ["LOCAL_RANK"])
     if get_accelerator().device_name() == "cuda":
         if torch.cuda.device_count() == 1:
-            local_rank = 0  # Slurm may show each process one GPU, which is then number 0
+            # Slurm may show each process one GPU, which is then number 0. DeepSpeed reads these itself, and
+            # wants the two to agree.
+            local_rank = 0
+            os.environ["LOCAL_RANK"] = "0"
+            if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+                os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"rank {os.environ['RANK']} is number {local_rank} on this host, which shows "

@@ -5,7 +5,8 @@ slow one and those that wait for it. What differs is the time of the work betwee
 of the modules whose weights DeepSpeed gathers (blocks, as they are leaf modules of ZeRO-3, embedding, final
 LayerNorm and head) in the forward pass, and of the optimizer's update. The weights are gathered in a hook
 before such a module's forward pass; the hooks here stand inside of that one. The backward pass cannot be
-taken apart so, and is twice the forward one on the same hardware, thrice with gradient checkpointing.
+taken apart so, nor the forward pass that gradient checkpointing repeats within it: on the same hardware they
+are in proportion to the forward pass.
 """
 
 from __future__ import annotations

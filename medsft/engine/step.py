@@ -109,6 +109,7 @@ class TrainStep:
             add("forward", begin, forward_done)
             add("backward", forward_done, backward_done)
             add("optimizer", backward_done, now())
+        self._own_work.is_on = False  # what comes between two steps, a validation, is not a step's work
         applied = engine.was_step_applied()
         self._count(step, applied)
         return StepResult(loss_sum, float(engine.get_global_grad_norm()), applied)
@@ -184,10 +185,13 @@ def _import_muon_uncompiled() -> None:
     DeepSpeed imports it to know it when it sees it, and with it all of torch's compiler comes: two seconds
     of each rank. A DeepSpeed that has it elsewhere is left to itself.
     """
-    from deepspeed.runtime import compiler
+    try:
+        from deepspeed.runtime import compiler
 
-    compile_it = compiler.compile
-    compiler.compile = lambda: compiler.dummy_decorator
+        compile_it, plain = compiler.compile, compiler.dummy_decorator
+    except (ImportError, AttributeError):
+        return
+    compiler.compile = lambda: plain
     try:
         with suppress(ImportError):
             importlib.import_module("deepspeed.runtime.zero.muon.original_muon")

@@ -30,14 +30,16 @@ def validation_loss(
     A collective. `per_device_size` examples make a micro-batch, packed, of at most `max_tokens` tokens; every
     rank runs as many passes.
     """
-    engine.eval()
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     plan = InOrderPlan(len(data), per_device_size * world.size)
     share = partial(split, world_size=world.size, num_micro_batches=1, max_tokens=max_tokens)
-    with StepBatches(data, plan, share, world.rank, pad_token_id) as batches:
-        for _, micro_batches in batches:
-            for micro_batch in micro_batches:
-                inputs = micro_batch.to(world.device).model_inputs()
-                total += engine(**inputs, num_items_in_batch=1, use_cache=False).loss
-    engine.train()
+    engine.eval()
+    try:
+        with StepBatches(data, plan, share, world.rank, pad_token_id) as batches:
+            for _, micro_batches in batches:
+                for micro_batch in micro_batches:
+                    inputs = micro_batch.to(world.device).model_inputs()
+                    total += engine(**inputs, num_items_in_batch=1, use_cache=False).loss
+    finally:
+        engine.train()
     return float(sum_over_ranks(total)) / int(data.num_targets.sum())

@@ -160,7 +160,18 @@ def test_split_by_count(num_examples, world_size):
 
 def test_split_by_count_puts_like_lengths_together():
     lengths = [100, 1, 99, 2, 98, 3]
-    assert split_by_count(lengths, 2, 3) == (((0, 2, 4),), ((5, 3, 1),))
+    assert split_by_count(lengths, 2, 3) == (((5, 3, 1),), ((0, 2, 4),))
+
+
+def test_no_rank_has_the_largest_share_in_every_step():
+    """With one micro-batch a step: which rank it is changes from step to step."""
+    random = np.random.default_rng(0)
+    largest = []
+    for _ in range(400):
+        lengths = random.integers(20, 200, size=16)
+        shares = [sum(lengths[list(bins[0])]) for bins in split(lengths, 4, 1)]
+        largest.append(int(np.argmax(shares)))
+    assert min(np.bincount(largest, minlength=4)) > 60
 
 
 def test_counts_below_one_are_refused():
