@@ -16,6 +16,15 @@ def host_memory_bytes(root: Path = Path("/")) -> int:
     return min([psutil.virtual_memory().total, *_limits(root)])
 
 
+def free_memory_bytes(root: Path = Path("/")) -> int:
+    """What a process can still take without anything having to end: what is available, and free swap.
+
+    Never more than `host_memory_bytes`; what others use of a control group's limit is not known.
+    """
+    available = psutil.virtual_memory().available + psutil.swap_memory().free
+    return min([available, *_limits(root)])
+
+
 def _limits(root: Path) -> Iterator[int]:
     """Of each group from this process's own to the outermost (cgroups(7), both versions)."""
     groups = root / "proc/self/cgroup"

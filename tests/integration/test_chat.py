@@ -168,7 +168,8 @@ def test_an_answer_that_is_stopped_leaves_the_old_one(responder, capsys, monkeyp
 def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [MEDSFT, "chat", "--model", str(chat_model_dir), "--greedy"],
+        # As its own terminal, where Ctrl-C reaches it.
+        ["setsid", "--ctty", MEDSFT, "chat", "--model", str(chat_model_dir), "--greedy"],
         stdin=child,
         stdout=child,
         stderr=child,
@@ -205,8 +206,8 @@ def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
             os.write(parent, f"{line}\n".encode())
             wait_for(told)
         wait_for("\r\n问：")
-        os.write(parent, b"q\n")
-        assert process.wait(timeout=60) == 0
+        os.write(parent, b"\x03")  # Ctrl-C
+        assert process.wait(timeout=60) == 130
     finally:
         process.kill()
         process.wait()

@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from medsft.host_memory import host_memory_bytes
+from medsft.host_memory import free_memory_bytes, host_memory_bytes
 
 GIB = 2**30
 
@@ -31,3 +31,12 @@ def test_the_narrowest_group_counts(groups, files, found, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{limit}\n")
     assert host_memory_bytes(tmp_path) == (psutil.virtual_memory().total if found is None else found)
+
+
+def test_free_memory_is_never_more_than_the_group_allows(tmp_path):
+    assert 0 < free_memory_bytes() <= psutil.virtual_memory().total + psutil.swap_memory().total
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("4096\n")
+    assert free_memory_bytes(tmp_path) == 4096

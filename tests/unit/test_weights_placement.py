@@ -9,8 +9,16 @@ from medsft.chatglm import ChatGLMConfig
 from medsft.chatglm.attention import Apart, Dense, Segments
 from medsft.chatglm.weights import load_model, placement
 from medsft.chatglm.weights.check import model_on_meta
-from medsft.chatglm.weights.placement import connect, device_of, devices_of_blocks, place
+from medsft.chatglm.weights.placement import (
+    check_host_memory,
+    connect,
+    device_of,
+    devices_of_blocks,
+    num_bytes,
+    place,
+)
 from medsft.errors import UserError
+from medsft.inference import responder
 from medsft.inference.decoding import Decoder, SlotCache
 from medsft.inference.device import choose_devices
 from medsft.inference.sampling import Sampling
@@ -73,6 +81,35 @@ def test_a_block_on_another_device_gets_all_it_needs_there():
     cache = SlotCache()
     layers[0](hidden, rotary=(tables, tables), attend=Dense(None), past_key_values=cache)
     assert cache._layers[0][0].device == META
+
+
+@pytest.mark.parametrize(("quantize", "gigabytes"), [(None, 24.7), (8, 7.8), (4, 5.0)])
+def test_weights_that_the_host_cannot_hold_are_refused(quantize, gigabytes, monkeypatch):
+    """Before a byte of them is read; what they take is what docs/inference.md says of ChatGLM-6B."""
+    model = model_on_meta(ChatGLMConfig(quantization_bit=quantize or 0))
+    need_bytes = num_bytes(model, torch.float32)
+    assert round(need_bytes / 1e9, 1) == gigabytes
+    monkeypatch.setattr(placement, "free_memory_bytes", lambda: need_bytes)
+    check_host_memory(TINY, need_bytes)
+    monkeypatch.setattr(placement, "free_memory_bytes", lambda: need_bytes - 1)
+    with pytest.raises(UserError, match=rf"tiny takes {gigabytes} GB .* --quantize 8 or 4"):
+        check_host_memory(TINY, need_bytes)
+
+
+def test_loading_asks_what_is_free(monkeypatch):
+    monkeypatch.setattr(placement, "free_memory_bytes", lambda: 1000)
+    with pytest.raises(UserError, match=r"tiny takes 0\.0 GB in this host's memory"):
+        load_model(TINY)
+
+
+def test_a_gpu_that_is_too_small_is_told(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(responder, "open_tokenizer", lambda folder: None)
+    monkeypatch.setattr(responder, "load_model", full)
+    with pytest.raises(UserError, match=r"tiny does not fit into the memory of cpu\. Give --quantize 8 or 4"):
+        responder.open_responder(TINY)
 
 
 def test_several_devices_need_accelerate(monkeypatch):

@@ -10,7 +10,14 @@ from medsft.chatglm.modeling import ChatGLMForConditionalGeneration
 from medsft.chatglm.quantization import QUANTIZED_NAMES, SCALE_SUFFIX, check_bits, quantize_rows
 from medsft.chatglm.weights.check import model_on_meta, open_release, refuse_quantised
 from medsft.chatglm.weights.files import EMBEDDING_NAME
-from medsft.chatglm.weights.placement import check_accelerate, connect, device_of, place
+from medsft.chatglm.weights.placement import (
+    check_accelerate,
+    check_host_memory,
+    connect,
+    device_of,
+    num_bytes,
+    place,
+)
 from medsft.errors import UserError
 
 DTYPES = {
@@ -41,7 +48,8 @@ def load_model(
     folder holds as integers, and their scales, keep their types; all other tensors take `dtype`.
 
     Raises UserError as `check_release` does, for a dtype that is no floating type, for a folder that is
-    quantised otherwise than asked for, and for several devices without accelerate.
+    quantised otherwise than asked for, for several devices without accelerate, and where the host's memory
+    does not hold the weights.
     """
     devices = [torch.device(device)] if isinstance(device, str | torch.device) else list(device)
     if len(devices) > 1:
@@ -56,6 +64,8 @@ def load_model(
         check_bits(quantize)
         model.config.quantization_bit = quantize
         model = model_on_meta(model.config)
+    if devices[0].type == "cpu":
+        check_host_memory(files.folder, num_bytes(model, dtype))
     placement = place(model, dtype, devices)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():

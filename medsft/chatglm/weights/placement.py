@@ -10,12 +10,14 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from medsft.chatglm.modeling import ChatGLMForConditionalGeneration
 from medsft.errors import UserError
+from medsft.host_memory import free_memory_bytes
 
 _BLOCKS = "transformer.layers"
 
@@ -42,17 +44,32 @@ def devices_of_blocks(
     return [min(bisect_left(ends, middle), len(ends) - 1) for middle in middles]
 
 
+def num_bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    """Of its parameters, tied ones once, when they get `dtype` (integers keep theirs)."""
+    return sum(p.numel() * (p if p.dtype == torch.int8 else dtype).itemsize for p in module.parameters())
+
+
+def check_host_memory(folder: Path, need_bytes: int) -> None:
+    """Raises UserError where the weights do not fit into what this host has free.
+
+    Linux hands out memory that it does not have and kills the process when it is used, without a word.
+    """
+    free_bytes = free_memory_bytes()
+    if need_bytes > free_bytes:
+        raise UserError(
+            f"{folder} takes {need_bytes / 1e9:.1f} GB in this host's memory, of which "
+            f"{free_bytes / 1e9:.1f} GB are free. Give --quantize 8 or 4, --dtype bf16, or "
+            "--device cuda where there is a GPU."
+        )
+
+
 def place(
     model: ChatGLMForConditionalGeneration, dtype: torch.dtype, devices: Sequence[torch.device]
 ) -> Placement:
     """Where a model, still on meta, goes when its parameters get `dtype` (integers keep theirs)."""
-
-    def num_bytes(module: nn.Module) -> int:
-        return sum(p.numel() * (p if p.dtype == torch.int8 else dtype).itemsize for p in module.parameters())
-
     blocks = model.transformer.layers
-    block_bytes = num_bytes(blocks[0])
-    other_bytes = num_bytes(model) - len(blocks) * block_bytes
+    block_bytes = num_bytes(blocks[0], dtype)
+    other_bytes = num_bytes(model, dtype) - len(blocks) * block_bytes
     numbers = devices_of_blocks(len(blocks), block_bytes, other_bytes, [_free_bytes(one) for one in devices])
     first = devices[0]  # tied weights lie in one place
     others = dict.fromkeys(("transformer.word_embeddings", "transformer.final_layernorm", "lm_head"), first)
