@@ -48,7 +48,7 @@ setup(
         "generate": ["openai"],
         "serve": SERVE,
         "devices": DEVICES,
-        "test": ["pytest", "pytest-xdist", "ruff", "openai", *SERVE],
+        "test": ["pytest", "pytest-xdist", "ruff", "openai", *SERVE, *DEVICES],
     },
     entry_points={
         "console_scripts": [

@@ -51,7 +51,6 @@ def test_every_parameter_has_a_place(bits, monkeypatch):
 
 
 def test_a_model_in_parts_answers_as_the_whole_one():
-    pytest.importorskip("accelerate")
     whole, parts = load_model(TINY, "fp32"), load_model(TINY, "fp32", [CPU, CPU])
     assert "transformer.layers.27" in parts.hf_device_map
     prompt = [7, 8, 9, parts.config.gmask_token_id, parts.config.bos_token_id]
@@ -67,7 +66,6 @@ def test_a_model_in_parts_answers_as_the_whole_one():
 
 def test_a_block_on_another_device_gets_all_it_needs_there():
     """The second device is torch's meta, which computes shapes only, but refuses tensors from elsewhere."""
-    pytest.importorskip("accelerate")
     model = load_model(TINY, "fp32")
     layers = model.transformer.layers
     names = ("transformer.word_embeddings", "transformer.final_layernorm", "lm_head")
