@@ -23,7 +23,7 @@ from launcher.exit_codes import (
 )
 from launcher.ranks.heartbeat import Silence
 from launcher.ranks.rank import Rank
-from launcher.signals import STOPPING
+from launcher.signals import PASSED_ON, STOPPING
 
 # The rank that failed first is not always the one at fault: so long, in seconds, others may fail by
 # themselves and say why before they are asked to end.
@@ -116,7 +116,8 @@ def classify(
     if codes <= {FINISHED}:
         return JobEnd("finished", FINISHED, None)
     if codes <= {FINISHED, CHECKPOINTED}:
-        return JobEnd("checkpointed", CHECKPOINTED, "all ranks checkpointed and want to be started again.")
+        message = "all ranks have checkpointed, or had nothing to save yet, and want to be started again."
+        return JobEnd("checkpointed", CHECKPOINTED, message)
     if stop_signal is None:
         behind = " and ".join(end.name for end in ends if end.code not in (FINISHED, CHECKPOINTED))
         message = f"{behind} did not follow the other ranks, which had checkpointed, and had to be ended."
@@ -284,6 +285,9 @@ class _Watcher:
         return [process for rank, process in enumerate(self._ranks) if rank not in self._ends]
 
     def _note(self, end: RankEnd, now_s: float) -> None:
+        if self._has_left_before_it_began(end):
+            self._say(f"{end.name} left before its training began: {describe(end.code)}")
+            end = replace(end, code=CHECKPOINTED)
         self._ends[end.rank] = end
         grace_s = self._grace.after_failure_s
         if end.code == CHECKPOINTED and not self._plan:
@@ -302,6 +306,14 @@ class _Watcher:
             self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
             self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
         self._failed.append(end)
+
+    def _has_left_before_it_began(self, end: RankEnd) -> bool:
+        """Whether a signal that asks for a checkpoint ended a rank that had nothing to save yet.
+
+        While Python starts and imports, nobody heeds a signal; the rank's first sign of life comes after.
+        """
+        was_asked = -end.code in self._asked & PASSED_ON
+        return was_asked and self._ranks[end.rank].silence() is None
 
     def _has_left_as_asked(self, end: RankEnd) -> bool:
         """Whether a rank without a checkpoint ended by what it was asked, not by a failure."""
