@@ -304,6 +304,7 @@ class Launch:
 def launched(tmp_path, monkeypatch):
     """Starts a job; gives what is known of it, its ranks, and a function that watches it to its end."""
     monkeypatch.setattr("launcher.supervision.watch._SETTLE_S", 0.3)
+    monkeypatch.setattr("launcher.supervision.watch._LOOK_S", 0.1)
     folder = tmp_path / "blank 中文"
     folder.mkdir()
 
@@ -411,6 +412,7 @@ time.sleep(60)
             wait_until(lambda: [rank.pid for rank in ranks] == [ready[n][0] for n in range(3)], "pids known")
             wait_until(lambda: ranks[1].silence() is not None, "heartbeats are told")
             assert ranks[1].silence().place == "步骤 3"
+            assert ranks[1].silence().still_s >= 0.0
             assert [rank.is_frozen() for rank in ranks] == [False] * 3
             os.kill(ready[1][0], signal.SIGSTOP)
             wait_until(lambda: [rank.is_frozen() for rank in ranks] == [False, True, False], "frozen is told")

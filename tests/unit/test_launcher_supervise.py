@@ -14,6 +14,11 @@ from launcher.supervision import watch as watch_module
 from launcher.supervision.watch import Grace, RankEnd, classify, most_telling, watch
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.02)
+
+
 def end(rank: int, code: int, after_s: float = 1.0) -> RankEnd:
     return RankEnd(rank, f"rank {rank}", 1000 + rank, code, after_s)
 
@@ -133,7 +138,7 @@ def test_a_rank_that_never_gave_a_sign_of_life_hangs_when_others_did():
     said: list[str] = []
     dies = {signal.SIGTERM: -15}
     ranks = [
-        FakeRank("rank 0", dies, silence=Silence(0.1, "step 1")),
+        FakeRank("rank 0", dies, silence=Silence(0.1, 0.1, "step 1")),
         FakeRank("rank 1", dies),
     ]
     with held_back() as signals:
@@ -165,7 +170,7 @@ def test_a_rank_that_sigkill_does_not_end_is_left_behind(monkeypatch, first, ask
     [
         (signal.SIGUSR1, None, "checkpointed", 75, True),
         # It had begun, and should have heeded it.
-        (signal.SIGUSR1, Silence(0.1, "step 1"), "crashed", 138, False),
+        (signal.SIGUSR1, Silence(0.1, 0.1, "step 1"), "crashed", 138, False),
         # That one is not for a while.
         (signal.SIGTERM, None, "stopped", 143, False),
     ],
