@@ -155,8 +155,8 @@ def _add_end(command: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=300.0,
         metavar="SECONDS",
-        help="a rank that has given signs of life and then none for so long hangs: the job is ended "
-        "(default: 300)",
+        help="a rank that has given signs of life, or whose peers have, and then none for so long hangs: the "
+        "job is ended (default: 300); one that lives and gets no further is only told of",
     )
     parser.add_argument(
         "--max-restarts",

@@ -49,7 +49,12 @@ def run(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -
     newest_before = restart.newest_step(folder, say)
     # To the very end: a further signal must not cost the job its place in the queue.
     with held_back():
-        end = restart.run(starts, policy, folder, say)
+        try:
+            end = restart.run(starts, policy, folder, say)
+        except LauncherError:
+            # What a check or a start needs on other hosts are steps of the job, which preemption ends first.
+            requeue.after_run(None, None, environment, options.max_requeues, False, say)
+            raise
         if end.message is not None:
             say(end.message)
         # Where the folder is not known there is nothing to judge by.

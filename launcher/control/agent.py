@@ -169,8 +169,9 @@ class _Agent:
         for rank, process in self._ranks.items():
             if rank not in self._ended:
                 silence = process.silence()
-                told = (None, "") if silence is None else (silence.seconds, silence.place[:_LONGEST_PLACE])
-                ranks[rank] = (process.is_frozen(), *told)
+                if silence is not None:
+                    silence = (silence.seconds, silence.still_s, silence.place[:_LONGEST_PLACE])
+                ranks[rank] = (process.is_frozen(), silence)
         self._channel.send({"says": "beat", "ranks": ranks})
 
     def _end_orphans(self) -> None:

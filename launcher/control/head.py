@@ -235,10 +235,10 @@ class Head:
         elif says == "started":
             host.states[message["rank"]].pid = message["pid"]
         elif says == "beat":
-            for rank, (is_frozen, seconds, place) in message["ranks"].items():
+            for rank, (is_frozen, silence) in message["ranks"].items():
                 state = host.states[int(rank)]
                 state.is_frozen = is_frozen
-                state.silence = None if seconds is None else Silence(seconds, place)
+                state.silence = None if silence is None else Silence(*silence)
             return  # the supervisor looks often enough
         elif says == "ended":
             state = host.states[message["rank"]]

@@ -13,9 +13,12 @@ VARIABLE = "MEDSFT_HEARTBEAT"
 
 @dataclass(frozen=True)
 class Silence:
-    """seconds: since the last heartbeat. place: where the rank said it was, in words."""
+    """seconds: since the last heartbeat. still_s: seconds since the rank last came to another place, be there
+    heartbeats or not. place: where the rank said it was, in words.
+    """
 
     seconds: float
+    still_s: float
     place: str
 
 
@@ -30,9 +33,12 @@ class Heartbeat:
         self.path = path
         self._content = ""
         self._since_s = 0.0
+        self._place = ""
+        self._progress: object = None
+        self._still_since_s = 0.0
 
     def silence(self) -> Silence | None:
-        """How long the content has been the same; None before the first heartbeat."""
+        """How long the content, and what it says of progress, has been the same; None before the first."""
         now_s = time.monotonic()
         try:
             content = self.path.read_text(encoding="utf-8", errors="replace")
@@ -40,11 +46,21 @@ class Heartbeat:
             content = ""
         if content != self._content:
             self._content, self._since_s = content, now_s
-        return Silence(now_s - self._since_s, _place(self._content)) if self._content else None
+            self._place, progress = _read(content)
+            if progress != self._progress:
+                self._progress, self._still_since_s = progress, now_s
+        if not self._content:
+            return None
+        return Silence(now_s - self._since_s, now_s - self._still_since_s, self._place)
 
 
-def _place(content: str) -> str:
+def _read(content: str) -> tuple[str, object]:
+    """The place, and what changes with the rank's progress: all but the number that counts heartbeats.
+
+    Where it is none of the content that we know, its every change is progress.
+    """
     try:
-        return str(json.loads(content)["place"])
+        beat = json.loads(content)
+        return str(beat["place"]), (beat.get("progress"), beat["place"])
     except (ValueError, KeyError, TypeError):
-        return "somewhere"
+        return "somewhere", content

@@ -37,3 +37,8 @@ class Rank(Protocol):
 
     def last_lines(self, most: int) -> Sequence[str]:
         """What it printed last; none when its output is not kept."""
+
+
+def with_pid(rank: Rank) -> str:
+    """For people: "rank 9 on node2 (process 4711)"."""
+    return f"{rank.name} (process {rank.pid})"

@@ -1,13 +1,13 @@
-"""Whether a run that has checkpointed inside a batch job goes back into Slurm's queue, and putting it there.
+"""Whether a run that is over inside a batch job goes back into Slurm's queue, and putting it there.
 
 Measured with Slurm 22.05, for a batch script that execs into the launcher:
 
 - `scancel`: SIGCONT and SIGTERM reach the script, and the steps; SIGKILL follows after KillWait (30 s).
   JobState is COMPLETING before the first signal arrives, and CANCELLED in the end, whatever the exit code.
 - Preemption by requeueing, with a GraceTime: at its start the steps get SIGCONT and SIGTERM and the script
-  nothing; JobState stays RUNNING, PreemptTime is set. A job that ends with 75 within the grace is FAILED, so
-  it has to be requeued before. At the end of the grace SIGTERM goes to all, and Slurm has requeued the job
-  already: JobState=COMPLETING, Restarts one more than SLURM_RESTART_COUNT.
+  nothing; JobState stays RUNNING, PreemptTime is set. A job that ends within the grace is FAILED with any
+  code but 0, so it has to be requeued before. At the end of the grace SIGTERM goes to all, and Slurm has
+  requeued the job already: JobState=COMPLETING, Restarts one more than SLURM_RESTART_COUNT.
 - `--signal=B:USR1@600`: SIGUSR1 reaches the script, by sbatch's manual up to a minute early; JobState stays
   RUNNING. At the time limit itself: SIGTERM, JobState=COMPLETING, Reason=TimeLimit.
 - `scontrol requeue` from within: accepted at once, SIGTERM follows within milliseconds, and the exit code
@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError
-from launcher.exit_codes import CHECKPOINTED, describe
+from launcher.exit_codes import CHECKPOINTED, DIVERGED, FINISHED, USER_ERROR, describe
 from launcher.signals import PASSED_ON, STOPPING
 
 _LIMIT_S = 30.0
@@ -62,7 +62,7 @@ def decide(
     max_requeues: int,
     has_progressed: bool = True,
 ) -> Decision:
-    """For a run that has checkpointed (exit code 75) and could go on.
+    """For a run that could go on.
 
     `asked_by`: the signal that asked the launcher to stop, None when the ranks stopped by themselves
     (the file STOP, or signals that went to the job's steps); `restart_count`: SLURM_RESTART_COUNT;
@@ -154,7 +154,7 @@ def check(max_requeues: int) -> None:
 
 
 def after_run(
-    exit_code: int,
+    exit_code: int | None,
     asked_by: int | None,
     environment: Mapping[str, str],
     max_requeues: int,
@@ -164,19 +164,26 @@ def after_run(
     """Requeues this process's batch job if it is to be; whether it has, and `say` gets a line for people.
 
     To be called last, when all ranks have ended: from here on signals that ask to stop are ignored, for Slurm
-    sends SIGTERM to a job that is requeued, and a second SIGUSR1 may come while it answers. Does nothing
-    outside of Slurm, for exit codes other than 75, and with `max_requeues` 0. Where Slurm gives no answer a
-    line says what to do.
+    sends SIGTERM to a job that is requeued, and a second SIGUSR1 may come while it answers.
+
+    A run that has checkpointed (75) goes on as `decide` says. Any other that is not over for good (0, 2, 3),
+    and one that could not be started at all (`exit_code` None), may have lost its ranks, agents or checks to
+    a preemption, whose SIGTERM comes to the job's steps: it is requeued if Slurm says so, and else nothing is
+    said. Does nothing outside of Slurm and with `max_requeues` 0. Where Slurm gives no answer a line says
+    what to do.
     """
     job_id = environment.get("SLURM_JOB_ID")
-    if job_id is None or exit_code != CHECKPOINTED or max_requeues == 0:
+    if job_id is None or exit_code in (FINISHED, USER_ERROR, DIVERGED) or max_requeues == 0:
         return False
     # A second scancel is seen in JobState.
     for signum in STOPPING | PASSED_ON:
         signal.signal(signum, signal.SIG_IGN)
     try:
+        record = read_record(job_id)
+        if exit_code != CHECKPOINTED and not record.is_preempted:
+            return False
         restart_count = int(environment.get("SLURM_RESTART_COUNT", "0"))
-        decision = decide(asked_by, read_record(job_id), restart_count, max_requeues, has_progressed)
+        decision = decide(asked_by, record, restart_count, max_requeues, has_progressed)
         if decision.requeue:
             requeue(job_id)
     except LauncherError as error:

@@ -21,9 +21,9 @@ from launcher.exit_codes import (
     describe,
     shell_code,
 )
-from launcher.ranks.heartbeat import Silence
-from launcher.ranks.rank import Rank
-from launcher.signals import STOPPING
+from launcher.ranks.rank import Rank, with_pid
+from launcher.signals import PASSED_ON, STOPPING
+from launcher.supervision.signs_of_life import STILL_S, SignsOfLife
 
 # The rank that failed first is not always the one at fault: so long, in seconds, others may fail by
 # themselves and say why before they are asked to end.
@@ -116,7 +116,8 @@ def classify(
     if codes <= {FINISHED}:
         return JobEnd("finished", FINISHED, None)
     if codes <= {FINISHED, CHECKPOINTED}:
-        return JobEnd("checkpointed", CHECKPOINTED, "all ranks checkpointed and want to be started again.")
+        message = "all ranks have checkpointed, or had nothing to save yet, and want to be started again."
+        return JobEnd("checkpointed", CHECKPOINTED, message)
     if stop_signal is None:
         behind = " and ".join(end.name for end in ends if end.code not in (FINISHED, CHECKPOINTED))
         message = f"{behind} did not follow the other ranks, which had checkpointed, and had to be ended."
@@ -177,13 +178,15 @@ def watch(
     grace: Grace,
     hang_timeout_s: float,
     say: Callable[[str], None],
+    still_s: float = STILL_S,
 ) -> JobEnd:
     """Returns when all ranks have ended, or some do not even by SIGKILL, which `say` is told.
 
     `signals`: from `held_back`; SIGCHLD says that there may be news of a rank. A rank that has given signs of
-    life and then none for `hang_timeout_s` hangs. `say` gets lines for people.
+    life and then none for `hang_timeout_s` hangs; of one that lives and gets no further for `still_s` people
+    are told. `say` gets lines for people.
     """
-    watcher = _Watcher(ranks, grace, hang_timeout_s, say)
+    watcher = _Watcher(ranks, grace, SignsOfLife(hang_timeout_s, still_s, say), say)
     while True:
         end = watcher.look()
         if end is not None:
@@ -196,12 +199,10 @@ def watch(
 class _Watcher:
     """What is known of a job while it runs."""
 
-    def __init__(
-        self, ranks: Sequence[Rank], grace: Grace, hang_timeout_s: float, say: Callable[[str], None]
-    ):
+    def __init__(self, ranks: Sequence[Rank], grace: Grace, signs: SignsOfLife, say: Callable[[str], None]):
         self._ranks = ranks
         self._grace = grace
-        self._hang_timeout_s = hang_timeout_s
+        self._signs = signs
         self._say = say
         self._started_s = time.monotonic()
         self._ends: dict[int, RankEnd] = {}
@@ -209,8 +210,6 @@ class _Watcher:
         self._frozen: list[str] = []
         self._hung: str | None = None
         self._hung_ranks: list[Rank] = []
-        # When the first rank gave a sign of life, in monotonic seconds: from then on all ought to.
-        self._first_sign_s: float | None = None
         self._stop_signal: int | None = None
         # When the launcher was asked to stop, in monotonic seconds.
         self._stops_s: list[float] = []
@@ -284,6 +283,9 @@ class _Watcher:
         return [process for rank, process in enumerate(self._ranks) if rank not in self._ends]
 
     def _note(self, end: RankEnd, now_s: float) -> None:
+        if self._has_left_before_it_began(end):
+            self._say(f"{end.name} left before its training began: {describe(end.code)}")
+            end = replace(end, code=CHECKPOINTED)
         self._ends[end.rank] = end
         grace_s = self._grace.after_failure_s
         if end.code == CHECKPOINTED and not self._plan:
@@ -300,8 +302,16 @@ class _Watcher:
         elif not self._failed:
             settled_s = now_s + _SETTLE_S
             self._plan = [(settled_s, signal.SIGTERM), (settled_s + grace_s, signal.SIGKILL)]
-            self._frozen = [_with_pid(peer) for peer in self._ranks if peer.is_frozen()]
+            self._frozen = [with_pid(peer) for peer in self._ranks if peer.is_frozen()]
         self._failed.append(end)
+
+    def _has_left_before_it_began(self, end: RankEnd) -> bool:
+        """Whether a signal that asks for a checkpoint ended a rank that had nothing to save yet.
+
+        While Python starts and imports, nobody heeds a signal; the rank's first sign of life comes after.
+        """
+        was_asked = -end.code in self._asked & PASSED_ON
+        return was_asked and self._ranks[end.rank].silence() is None
 
     def _has_left_as_asked(self, end: RankEnd) -> bool:
         """Whether a rank without a checkpoint ended by what it was asked, not by a failure."""
@@ -318,23 +328,17 @@ class _Watcher:
                 after_s = now_s - self._started_s
                 end = RankEnd(rank, process.name, process.pid, -signal.SIGKILL, after_s, why)
                 self._ends[rank] = end
-                self._say(f"{_with_pid(process)} is left behind: {why}")
+                self._say(f"{with_pid(process)} is left behind: {why}")
                 if self._stop_signal is not None:
                     self._failed.append(end)
 
     def _look_for_hangs(self, now_s: float) -> None:
-        silences = {process: process.silence() for process in self._running()}
-        if self._first_sign_s is None and any(silences.values()):
-            self._first_sign_s = now_s
-        told = []
-        for process, silence in silences.items():
-            if silence is None and self._first_sign_s is not None:
-                # Its imports may stand still on a file system that is gone.
-                silence = Silence(now_s - self._first_sign_s, "its start")
-            if silence is not None and silence.seconds > self._hang_timeout_s:
-                self._hung_ranks.append(process)
-                told.append(f"{_with_pid(process)} for {silence.seconds:.0f} s, after {silence.place}")
-        if told:
+        if hanging := self._signs.hanging(self._running()):
+            self._hung_ranks = list(hanging)
+            told = [
+                f"{with_pid(process)} for {silence.seconds:.0f} s, after {silence.place}"
+                for process, silence in hanging.items()
+            ]
             self._hung = f"no sign of life from {'; '.join(told)}"
             grace_s = self._grace.after_failure_s
             self._plan = [(now_s, signal.SIGTERM), (now_s + grace_s, signal.SIGKILL)]
@@ -351,7 +355,3 @@ class _Watcher:
                 if lines := cause.last_lines(_NUM_LAST_LINES):
                     self._say("\n    ".join([f"{cause.name} printed last:", *lines]))
         return replace(end, asked_by=self._first_asked, stop_asked=bool(self._stops_s))
-
-
-def _with_pid(process: Rank) -> str:
-    return f"{process.name} (process {process.pid})"

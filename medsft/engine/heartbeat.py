@@ -5,9 +5,11 @@ changed, by its own clock. The content is one line, a JSON object with the keys 
 
     {"number": 7, "progress": 3, "place": "step 12", "host": "node1", "pid": 4711}
 
-`number` counts up with every heartbeat, at least every two seconds, from before the rank joins the others
-until it ends. A stopped, frozen or lost process is told by a number that stands still; one whose main thread
-hangs by its progress, if others go on.
+`number` counts up with every heartbeat, every two seconds, from before the rank joins the others until it
+ends. A stopped, frozen or lost process is told by a file that stands still, and the launcher ends the job for
+it (`--hang-timeout`). One whose main thread hangs goes on beating, with a `progress` and a `place` that stand
+still: if other ranks have gone on, the watchdog (watchdog.py) ends the job; if none has, the launcher only
+says so, every five minutes, for a long phase looks the same.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import LOGIN, Cluster
 from slurm_jobs import job, submit, wait_for_state
 from toy_training import (
     ENVIRONMENT,
@@ -117,11 +117,24 @@ while True:
 """
 
 
-@pytest.fixture
-def light(cluster, tmp_path) -> Training:
-    """A job on node1 whose rank trains nothing; in its second life it finishes at once."""
+# As a training is while Python imports: it heeds no signal yet.
+STARTING_RANK = """
+import os, sys, time
+from pathlib import Path
+
+if "SLURM_RESTART_COUNT" in os.environ:
+    sys.exit(0)
+(Path(sys.argv[1]) / "ready").touch()
+time.sleep(600)
+"""
+
+
+def submit_light(
+    cluster: Cluster, tmp_path: Path, rank_text: str, environment: dict[str, str] | None = None
+) -> Training:
+    """Submits a job on node1 whose rank trains nothing."""
     rank, batch = tmp_path / "rank 一.py", tmp_path / "batch.sh"
-    rank.write_text(LIGHT_RANK, encoding="utf-8")
+    rank.write_text(rank_text, encoding="utf-8")
     batch.write_text(
         "#!/bin/bash\n#SBATCH --requeue --open-mode=append --exclusive --nodelist=node1\n"
         f"exec {PYTHON} -m launcher run --num-gpus 1 --max-requeues 5 "
@@ -129,7 +142,15 @@ def light(cluster, tmp_path) -> Training:
         encoding="utf-8",
     )
     log = tmp_path / "log"
-    training = Training(cluster, submit(cluster, f"--output={log}", batch), tmp_path, log)
+    return Training(
+        cluster, submit(cluster, f"--output={log}", batch, environment=environment), tmp_path, log
+    )
+
+
+@pytest.fixture
+def light(cluster, tmp_path) -> Training:
+    """A job on node1 whose rank checkpoints at SIGTERM; in its second life it finishes at once."""
+    training = submit_light(cluster, tmp_path, LIGHT_RANK)
     training.wait_until((tmp_path / "ready").exists, "the rank is ready")
     return training
 
@@ -267,6 +288,29 @@ def test_a_preempted_job_is_requeued_once(light):
     assert (known["JobState"], known["Restarts"]) == ("COMPLETED", "1")
     assert (light.output / "asked").exists()
     assert f"job {light.number} is requeued: the job is preempted" in light.said()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mark", "said_first"),
+    [("checking", "nothing was started, not fit for it: node1"), ("ready", "SIGTERM")],
+)
+def test_a_job_preempted_in_its_first_seconds_is_requeued_once(mark, said_first, cluster, tmp_path):
+    """While its host is looked at, and while its rank imports."""
+    if mark == "checking":
+        # Takes its time, once, for as long as the check allows.
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f'#!/bin/sh\ntouch "{tmp_path}/checking"; rm "$0"; exec sleep 60\n')
+        program.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{LOGIN['PATH']}"}
+    training = submit_light(cluster, tmp_path, STARTING_RANK, path)
+    training.wait_until((tmp_path / mark).exists, mark)
+    push_out(training)
+    known = training.end()
+    said = training.said()
+    assert (known["JobState"], known["Restarts"]) == ("COMPLETED", "1"), said
+    assert said_first in said
+    assert f"job {training.number} is requeued: the job is preempted" in said
 
 
 @pytest.mark.slow

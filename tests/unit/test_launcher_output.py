@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launcher.ranks import output as output_module
-from launcher.ranks.heartbeat import Heartbeat
+from launcher.ranks.heartbeat import Heartbeat, Silence
 from launcher.ranks.output import RankOutput, Screen
 
 PATIENCE_S = 10.0
@@ -243,11 +243,34 @@ class TestHeartbeat:
         assert (beat.silence().seconds, beat.silence().place) == (0.0, "步骤 3")
         now[0] = 507.0
         assert beat.silence().seconds == 7.0
-        beat.path.write_text(json.dumps({"place": "步骤 3", "number": 2}), encoding="utf-8")
-        assert beat.silence().seconds == 0.0
+
+    def test_beats_from_one_place_are_life_and_no_progress(self, tmp_path, monkeypatch):
+        now = self.clock(monkeypatch)
+        beat = Heartbeat(tmp_path / "beat")
+        shapes = [
+            ({"place": "step 3", "progress": 5, "number": 1}, 0.0),
+            ({"place": "step 3", "progress": 5, "number": 2}, 10.0),
+            ({"place": "step 3", "progress": 6, "number": 3}, 0.0),
+            ({"place": "步骤 4", "progress": 6, "number": 4}, 0.0),
+            ({"place": "步骤 4", "progress": 6, "number": 5}, 10.0),
+        ]
+        for content, still_s in shapes:
+            beat.path.write_text(json.dumps(content), encoding="utf-8")
+            assert beat.silence() == Silence(0.0, still_s, content["place"])
+            now[0] += 10.0
+        assert beat.silence() == Silence(10.0, 20.0, "步骤 4")
 
     @pytest.mark.parametrize("content", [b"\xe6\xad", b"{", b"[1]", b'{"where": 1}', b"7"])
     def test_what_cannot_be_read_is_a_sign_of_life_too(self, tmp_path, content):
         beat = Heartbeat(tmp_path / "beat")
         beat.path.write_bytes(content)
         assert beat.silence().place == "somewhere"
+
+    def test_every_change_of_what_cannot_be_read_is_progress(self, tmp_path, monkeypatch):
+        now = self.clock(monkeypatch)
+        beat = Heartbeat(tmp_path / "beat")
+        for content in ("one", "two"):
+            beat.path.write_text(content)
+            assert beat.silence().still_s == 0.0
+            now[0] += 10.0
+        assert beat.silence().still_s == 10.0

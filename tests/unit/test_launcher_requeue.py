@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ SHOWN = (
     "PreemptEligibleTime=2026-11-23T22:19:39 PreemptTime=None SuspendTime=None "
     "Command=/data/b.sh PreemptTime=2026-11-23T22:19:39 WorkDir=/data Power=\n"
 )
+PREEMPTED = SHOWN.replace("PreemptTime=None", "PreemptTime=2026-11-23T22:20:35", 1)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,7 @@ def test_a_job_too_short_to_get_anywhere_is_not_requeued_for_ever():
 
 def test_what_scontrol_shows_is_read_without_being_fooled_by_names():
     assert parse_record(SHOWN) == replace(RUNNING, num_restarts=2)
-    preempted = SHOWN.replace("PreemptTime=None", "PreemptTime=2026-11-23T22:20:35", 1)
-    assert parse_record(preempted).is_preempted
+    assert parse_record(PREEMPTED).is_preempted
     # Gone from what a job shows that Slurm has requeued already.
     assert not parse_record(SHOWN.replace("PreemptTime=None ", "", 1)).is_preempted
 
@@ -91,9 +92,9 @@ def test_what_is_no_job_record_is_refused():
 # Ends like the launcher, then looks whether SIGTERM, which Slurm sends to a requeued job, is outlived, and
 # what a terminal or the time limit may send once more.
 PROGRAM = """
-import os, signal, sys
+import json, os, signal, sys
 from launcher.supervision.requeue import after_run
-code, limit = int(sys.argv[1]), int(sys.argv[2])
+code, limit = map(json.loads, sys.argv[1:])
 done = after_run(code, signal.SIGUSR1, os.environ, limit, True, lambda line: print(line))
 for signum in ("TERM", "INT", "HUP", "USR1", "USR2") if done else ():
     os.kill(os.getpid(), signal.Signals["SIG" + signum])
@@ -102,21 +103,32 @@ print(done)
 
 
 @pytest.mark.parametrize(
-    ("code", "limit", "refusal", "environment", "expected", "asked"),
+    ("code", "limit", "shown", "refusal", "environment", "expected", "asked"),
     [
-        (75, 20, "", {}, "job 6 is requeued: SIGUSR1 came", ["show job -o 6", "requeue 6"]),
-        (75, 20, "down", {}, "the job was not requeued: `scontrol show job -o 6` failed: down", []),
-        (75, 2, "", {}, "job 6 is not requeued", ["show job -o 6"]),
-        (0, 20, "", {}, "", []),
-        (4, 20, "", {}, "", []),
-        (75, 0, "", {}, "", []),
-        (75, 20, "", {"SLURM_JOB_ID": None}, "", []),
+        (75, 20, SHOWN, "", {}, "job 6 is requeued: SIGUSR1 came", ["show job -o 6", "requeue 6"]),
+        (75, 20, SHOWN, "down", {}, "the job was not requeued: `scontrol show job -o 6` failed: down", []),
+        (75, 2, SHOWN, "", {}, "job 6 is not requeued", ["show job -o 6"]),
+        (75, 0, SHOWN, "", {}, "", []),
+        (75, 20, SHOWN, "", {"SLURM_JOB_ID": None}, "", []),
+        # Ranks ended by the SIGTERM of a preemption, an agent by it, a start that was not possible for it.
+        (143, 20, PREEMPTED, "", {}, "job 6 is requeued: the job is", ["show job -o 6", "requeue 6"]),
+        (1, 20, PREEMPTED, "", {}, "job 6 is requeued: the job is", ["show job -o 6", "requeue 6"]),
+        (None, 20, PREEMPTED, "", {}, "job 6 is requeued: the job is", ["show job -o 6", "requeue 6"]),
+        (143, 2, PREEMPTED, "", {}, "job 6 is not requeued", ["show job -o 6"]),
+        # Those ends without a preemption are a person's, or the run's own fault.
+        (143, 20, SHOWN, "", {}, "", ["show job -o 6"]),
+        (4, 20, SHOWN, "", {}, "", ["show job -o 6"]),
+        (None, 20, SHOWN, "", {}, "", ["show job -o 6"]),
+        # Started again it would end alike.
+        (0, 20, PREEMPTED, "", {}, "", []),
+        (2, 20, PREEMPTED, "", {}, "", []),
+        (3, 20, PREEMPTED, "", {}, "", []),
     ],
 )
-def test_after_a_run(tmp_path, code, limit, refusal, environment, expected, asked):
+def test_after_a_run(tmp_path, code, limit, shown, refusal, environment, expected, asked):
     folder = tmp_path / "程序 1"
     folder.mkdir()
-    (folder / "shown").write_text(SHOWN, encoding="utf-8")
+    (folder / "shown").write_text(shown, encoding="utf-8")
     program = folder / "scontrol"
     refuse = f"echo {refusal} >&2; exit 1" if refusal else 'echo "$*" >>asked; exec /bin/cat shown'
     program.write_text(f'#!/bin/sh\ncd "${{0%/*}}" || exit 9\n{refuse}\n', encoding="utf-8")
@@ -124,7 +136,7 @@ def test_after_a_run(tmp_path, code, limit, refusal, environment, expected, aske
     settings = {"PATH": str(folder), "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1"}
     settings |= {"SLURM_JOB_ID": "6", "SLURM_RESTART_COUNT": "2"} | environment
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(code), str(limit)],
+        [sys.executable, "-c", PROGRAM, json.dumps(code), json.dumps(limit)],
         env={name: value for name, value in settings.items() if value is not None},
         capture_output=True,
         text=True,

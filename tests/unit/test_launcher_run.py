@@ -277,6 +277,26 @@ class TestTheLaunchersOwnStreams:
         assert said.count("\n") == 1
 
 
+def test_where_the_first_start_is_not_possible_slurm_is_asked_whether_that_was_a_preemption(
+    tmp_path, monkeypatch, capsys
+):
+    """As when it ended the sruns of the check: the launcher itself is sent nothing."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    script = tmp_path / "script.py"
+    script.touch()
+    asked = []
+    monkeypatch.setattr("launcher.supervision.requeue.after_run", lambda *given: asked.append(given))
+
+    def red(*_):
+        raise LauncherError("nothing was started")
+
+    monkeypatch.setattr("launcher.starts.before_start", red)
+    assert command_line.main(["run", "--num-gpus", "1", "--max-requeues", "5", str(script)]) == 2
+    ((exit_code, asked_by, _, max_requeues, *_),) = asked
+    assert (exit_code, asked_by, max_requeues) == (None, None, 5)
+    assert capsys.readouterr().err.count("nothing was started") == 1
+
+
 def test_signals_are_held_back_until_the_job_is_requeued(tmp_path, monkeypatch):
     """A second SIGUSR1 while slurmctld thinks: it would end the launcher before it has asked."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")

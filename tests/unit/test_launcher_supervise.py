@@ -14,6 +14,11 @@ from launcher.supervision import watch as watch_module
 from launcher.supervision.watch import Grace, RankEnd, classify, most_telling, watch
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(watch_module, "_LOOK_S", 0.02)
+
+
 def end(rank: int, code: int, after_s: float = 1.0) -> RankEnd:
     return RankEnd(rank, f"rank {rank}", 1000 + rank, code, after_s)
 
@@ -133,7 +138,7 @@ def test_a_rank_that_never_gave_a_sign_of_life_hangs_when_others_did():
     said: list[str] = []
     dies = {signal.SIGTERM: -15}
     ranks = [
-        FakeRank("rank 0", dies, silence=Silence(0.1, "step 1")),
+        FakeRank("rank 0", dies, silence=Silence(0.1, 0.1, "step 1")),
         FakeRank("rank 1", dies),
     ]
     with held_back() as signals:
@@ -158,6 +163,34 @@ def test_a_rank_that_sigkill_does_not_end_is_left_behind(monkeypatch, first, ask
         job_end = watch(ranks, signals, Grace(0.05, 0.05), 300.0, said.append)
     assert (job_end.kind, job_end.exit_code) == (kind, exit_code)
     assert any("rank 1 (process 1) is left behind: it does not end" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("signum", "silence", "kind", "exit_code", "told"),
+    [
+        (signal.SIGUSR1, None, "checkpointed", 75, True),
+        # It had begun, and should have heeded it.
+        (signal.SIGUSR1, Silence(0.1, 0.1, "step 1"), "crashed", 138, False),
+        # That one is not for a while.
+        (signal.SIGTERM, None, "stopped", 143, False),
+    ],
+)
+def test_a_rank_that_a_signal_ends_before_it_began_is_no_crash(signum, silence, kind, exit_code, told):
+    said: list[str] = []
+    # The other one is further, and heeds it.
+    ranks = [FakeRank("rank 0", {signum: -signum}, silence=silence), FakeRank("rank 1", {signum: 75})]
+    with held_back() as signals:
+        signal.raise_signal(signum)
+        job_end = watch(ranks, signals, Grace(0.05, 5.0), 300.0, said.append)
+    assert (job_end.kind, job_end.exit_code, job_end.asked_by) == (kind, exit_code, signum)
+    assert (f"rank 0 left before its training began: ended by {signum.name}" in said) == told
+
+
+def test_a_rank_that_sends_itself_the_signal_has_crashed(monkeypatch):
+    monkeypatch.setattr(watch_module, "_SETTLE_S", 0.0)
+    with held_back() as signals:
+        ranks = [FakeRank("rank 0", {}, ended=-signal.SIGUSR1)]
+        assert watch(ranks, signals, Grace(0.05, 5.0), 300.0, [].append).kind == "crashed"
 
 
 def test_reaping_has_a_limit():
