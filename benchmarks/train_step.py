@@ -3,6 +3,8 @@
     python benchmarks/train_step.py                                   # 64M-parameter body, 130,528 rows, CPU
     python benchmarks/train_step.py --train_file pairs.jsonl --tokenizer MODEL_FOLDER
     python benchmarks/train_step.py --preset 1b --device cuda --one_at_a_time
+    python benchmarks/train_step.py --preset small --num_steps 60 --name train_step_growth
+    python benchmarks/train_step.py --ranks 1 2    # the trainer's step on ranks as well, with communication
 
 All ways do forward, backward and AdamW on the same 16 examples from the same weights:
   packed        one padding-free row, the head on supervised rows only, AdamW in one pass: the trainer's;
@@ -12,6 +14,9 @@ All ways do forward, backward and AdamW on the same 16 examples from the same we
 
 They take turns in a changing order, step by step; with --one_at_a_time one runs after the other, for models
 that do not fit into memory three times. What arithmetic alone would give stands beside what was measured.
+"in use, grown" is what a step leaves allocated, over the second half of the steps: by torch's allocator on a
+GPU, by the C library on the CPU. The ways are single processes, which communicate with nobody; with --ranks a
+second table has the trainer's step over CPU ranks, each part without the communication, which is one more.
 """
 
 from __future__ import annotations
@@ -27,9 +32,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
+import scaling
 import torch
-from machine import RESULTS, write_result
+from machine import RESULTS, at_least, device, write_result
+from made_up import made_up_rows
+from peak import in_use_bytes
 from torch.nn import functional as F
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -37,8 +44,6 @@ from medsft.chatglm.init import PRESETS
 from medsft.data.dataset import Row
 from medsft.data.pack import MicroBatch, pack, pad
 from medsft.planner.flops import Flops, mfu, step_flops, visible_pairs
-from medsft.planner.lengths import MED_CHATGLM_QUANTILES as QUANTILES
-from medsft.planner.lengths import MED_CHATGLM_SUPERVISED_SHARE as SUPERVISED_SHARE
 from medsft.planner.shape import Shape
 
 BATCH = 16
@@ -48,20 +53,6 @@ PARTS = ("data", "forward", "backward", "optimiser")
 WAYS = ("packed", "transformers", "original")
 # Sides of the square matrices whose product stands for what the device can do at best.
 PEAK_SIDES = (1024, 2048, 4096)
-
-
-def made_up_rows(num_rows: int, config: ChatGLMConfig, seed: int) -> list[Row]:
-    """Random tokens in the published lengths."""
-    chance = np.random.RandomState(seed)
-    shares, lengths = zip(*QUANTILES, strict=True)
-    rows = []
-    for length in np.interp(chance.rand(num_rows), shares, lengths).astype(int):
-        context = max(1, int(length * (1 - SUPERVISED_SHARE)))
-        ids = chance.randint(10, config.gmask_token_id - 10, size=length)
-        ids[context - 1 : context + 1] = config.gmask_token_id, config.bos_token_id
-        ids[-1] = config.eos_token_id
-        rows.append(Row(ids, context))
-    return rows
 
 
 def file_rows(num_rows: int, train_file: Path, tokenizer_dir: Path) -> list[Row]:
@@ -100,7 +91,7 @@ class Figures:
         seconds: by part of a step, for each step.
         slots: computed in each step.
         losses: of each step.
-        memory: bytes of this process, or of the device, after each step.
+        memory: bytes in use after each step.
     """
 
     name: str
@@ -163,10 +154,8 @@ class Way:
 
 
 def used_bytes(device: torch.device) -> int:
-    """Held by this process on the device: allocated on a GPU, resident on the CPU."""
-    return (
-        torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-    )
+    """Held by this process on the device, what the allocators keep for later left out."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else in_use_bytes()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -222,15 +211,19 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--train_file", type=Path)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--vocab_size", type=int, default=130_528)
-    parser.add_argument("--num_steps", type=int, default=8)
-    parser.add_argument("--num_warmup_steps", type=int, default=2)
+    parser.add_argument("--vocab_size", type=at_least(1000), default=130_528)
+    parser.add_argument("--num_steps", type=at_least(1), default=8)
+    parser.add_argument("--num_warmup_steps", type=at_least(0), default=2)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--one_at_a_time", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--name", default="train_step", help="of the table")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
-    return parser.parse_args()
+    parser.add_argument("--ranks", type=scaling.ranks_that_divide, nargs="+", help="of the second table")
+    options = parser.parse_args()
+    if (options.train_file is None) != (options.tokenizer is None):
+        parser.error("--train_file and --tokenizer go together")
+    return options
 
 
 def measure(options: argparse.Namespace, config: ChatGLMConfig, rows: Sequence[Row]) -> list[Figures]:
@@ -292,7 +285,8 @@ def main() -> None:
         seconds = took[way.name]
         rates = [count / second for count, second in zip(tokens, seconds, strict=True)]
         ratios = [theirs / mine for mine, theirs in zip(seconds, took[slowest], strict=True)]
-        grown = (way.memory[-1] - way.memory[warm_up]) / max(1, len(seconds) - 1)
+        half = way.memory[-1 - len(seconds) // 2 :]
+        grown = (half[-1] - half[0]) / max(1, len(half) - 1)
         table.append(
             {
                 "way": way.name,
@@ -310,7 +304,7 @@ def main() -> None:
                 ),
                 "useful share of slots": round(sum(tokens) / sum(way.slots[warm_up:]), 3),
                 **{f"{part} s": round(statistics.median(way.seconds[part][warm_up:]), 3) for part in PARTS},
-                "memory grown MB a step": round(grown / 1e6, 1),
+                "in use, grown KB a step": round(grown / 1e3, 1),
             }
         )
     apart = max(max(losses) / min(losses) - 1 for losses in zip(*(way.losses for way in ways), strict=True))
@@ -325,8 +319,21 @@ def main() -> None:
         "peak, a matrix product's": f"{peak / 1e9:,.0f} GFLOP/s",
         "largest relative difference of losses": f"{apart:.1e}",
     }
-    path = write_result(options.name, settings, table, options.results)
-    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    written = [write_result(options.name, settings, table, options.results)]
+    if options.ranks:
+        written.append(
+            scaling.measure(
+                f"{options.name}_ranks",
+                {**sizes, "vocab_size": config.vocab_size},
+                options.ranks,
+                1,
+                options.num_steps,
+                warm_up,
+                options.results,
+            )
+        )
+    for path in written:
+        print(path.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def _ratio(count: float, seconds: float) -> float:

@@ -130,7 +130,7 @@ def test_a_gpu_session_measures_everything_that_is_left_to_measure(benchmarks, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for words, message in (
         (["--cap_gib", "32"], "--cap_gib caps the memory of a GPU, and there is none"),
-        (["--steps", "0"], "--steps 0 must be 1 or more"),
+        (["--steps", "0"], "--steps: '0' must be a whole number, 1 or more"),
         (["--train_file", "x"], "--train_file needs the --tokenizer"),
     ):
         with pytest.raises(SystemExit) as caught:
