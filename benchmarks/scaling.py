@@ -8,7 +8,7 @@ faster, and what the table shows is overhead. Weights are given back after each 
 do not fit a rank; DeepSpeed would keep so small ones. Bytes are what a rank receives in the collectives of
 one step, counted where torch hands them to its backend, beside `medsft.planner.traffic`'s formula. The parts
 of a step are those of rank 0, taken in steps between the others (`blocked.py`): communication is the time in
-which it stands still in collectives, waiting for the other ranks included, and the other parts are without it.
+which it stands still in collectives, waiting for the other ranks included; the other parts are without it.
 """
 
 from __future__ import annotations

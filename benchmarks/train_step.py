@@ -14,8 +14,8 @@ All ways do forward, backward and AdamW on the same 16 examples from the same we
 
 They take turns in a changing order, step by step; with --one_at_a_time one runs after the other, for models
 that do not fit into memory three times. What arithmetic alone would give stands beside what was measured.
-"in use, grown" is what a step leaves allocated, over the second half of the steps: by torch's allocator on a
-GPU, by the C library on the CPU. The ways are single processes, which communicate with nobody; with --ranks a
+"in use, grown" is what a step leaves allocated in the second half of 40 steps or more: by torch's allocator on
+a GPU, by the C library on the CPU. The ways are single processes, which communicate with nobody; with --ranks a
 second table has the trainer's step over CPU ranks, each part without the communication, which is one more.
 """
 
@@ -53,6 +53,7 @@ PARTS = ("data", "forward", "backward", "optimiser")
 WAYS = ("packed", "transformers", "original")
 # Sides of the square matrices whose product stands for what the device can do at best.
 PEAK_SIDES = (1024, 2048, 4096)
+SHORTEST_SERIES = 40  # steps in which growth can be told from rows of changing lengths
 
 
 def file_rows(num_rows: int, train_file: Path, tokenizer_dir: Path) -> list[Row]:
@@ -156,6 +157,19 @@ class Way:
 def used_bytes(device: torch.device) -> int:
     """Held by this process on the device, what the allocators keep for later left out."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else in_use_bytes()
+
+
+def grown_kb(memory: Sequence[int]) -> float | None:
+    """KB a step by which `memory`, in bytes after each step, still rises in its second half.
+
+    Between the medians of its last two quarters, as rows of changing lengths make it go up and down; None for
+    fewer than SHORTEST_SERIES steps.
+    """
+    if len(memory) < SHORTEST_SERIES:
+        return None
+    quarter = len(memory) // 4
+    before, last = memory[-2 * quarter : -quarter], memory[-quarter:]
+    return round((statistics.median(last) - statistics.median(before)) / quarter / 1e3, 1)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -285,8 +299,6 @@ def main() -> None:
         seconds = took[way.name]
         rates = [count / second for count, second in zip(tokens, seconds, strict=True)]
         ratios = [theirs / mine for mine, theirs in zip(seconds, took[slowest], strict=True)]
-        half = way.memory[-1 - len(seconds) // 2 :]
-        grown = (half[-1] - half[0]) / max(1, len(half) - 1)
         table.append(
             {
                 "way": way.name,
@@ -304,7 +316,7 @@ def main() -> None:
                 ),
                 "useful share of slots": round(sum(tokens) / sum(way.slots[warm_up:]), 3),
                 **{f"{part} s": round(statistics.median(way.seconds[part][warm_up:]), 3) for part in PARTS},
-                "in use, grown KB a step": round(grown / 1e3, 1),
+                "in use, grown KB a step": grown_kb(way.memory[warm_up:]),
             }
         )
     apart = max(max(losses) / min(losses) - 1 for losses in zip(*(way.losses for way in ways), strict=True))
