@@ -14,9 +14,10 @@ All ways do forward, backward and AdamW on the same 16 examples from the same we
 
 They take turns in a changing order, step by step; with --one_at_a_time one runs after the other, for models
 that do not fit into memory three times. What arithmetic alone would give stands beside what was measured.
-"in use, grown" is what a step leaves allocated in the second half of 40 steps or more: by torch's allocator on
-a GPU, by the C library on the CPU. The ways are single processes, which communicate with nobody; with --ranks a
-second table has the trainer's step over CPU ranks, each part without the communication, which is one more.
+"in use, grown" is what a step leaves allocated, in the second half of 40 steps or more: by torch's allocator
+on a GPU, by the C library on the CPU. The ways are single processes, which communicate with nobody; with
+--ranks a second table has the trainer's step over CPU ranks, each part without the communication, which is
+one more.
 """
 
 from __future__ import annotations
@@ -143,7 +144,6 @@ class Way:
             self.figures.seconds[part].append(seconds)
         self.figures.slots.append(sum(batch.num_slots for batch in batches))
         self.figures.losses.append(total)
-        self.figures.memory.append(used_bytes(device))
 
     @contextmanager
     def _timed(self, took: dict[str, float], part: str) -> Iterator[None]:
@@ -170,6 +170,12 @@ def grown_kb(memory: Sequence[int]) -> float | None:
     quarter = len(memory) // 4
     before, last = memory[-2 * quarter : -quarter], memory[-quarter:]
     return round((statistics.median(last) - statistics.median(before)) / quarter / 1e3, 1)
+
+
+def take_step(way: Way, batch: Sequence[Row]) -> None:
+    """A step, and what is in use when it has let go of its batch."""
+    way.step(batch)
+    way.figures.memory.append(used_bytes(way.model.device))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -252,13 +258,13 @@ def measure(options: argparse.Namespace, config: ChatGLMConfig, rows: Sequence[R
         ways = [new_way(name) for name in options.ways]
         for step, batch in enumerate(batches_of(rows)):
             for number in range(len(ways)):
-                ways[(step + number) % len(ways)].step(batch)
+                take_step(ways[(step + number) % len(ways)], batch)
         return [way.figures for way in ways]
     found = []
     for name in options.ways:
         way = new_way(name)
         for batch in batches_of(rows):
-            way.step(batch)
+            take_step(way, batch)
         found.append(way.figures)
         del way
         gc.collect()
