@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 import machine
 import psutil
 import torch
+from ranks import on_ranks
 
 from medsft.chatglm.init import count_parameters, write_random_model
 from medsft.chatglm.tokenizer_training import train_tokenizer
@@ -73,21 +73,6 @@ def write_ds_config(path: Path) -> Path:
     values = read_json(default_path(device))
     write_json(path, {**values, "bf16": {"enabled": True}, "fp16": {"enabled": False}})
     return path
-
-
-def on_ranks(num_ranks: int, *arguments: object) -> dict[str, Any]:
-    """Runs a task of checkpoint_rank.py and returns its figures."""
-    command = [sys.executable, "-m", "launcher", "run", "--num-gpus", str(num_ranks), str(RANK_SCRIPT)]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
 
 
 def forget(folder: Path) -> None:
@@ -245,7 +230,8 @@ def measure_size(
     saved = {num_ranks: folder / f"saved by {num_ranks}" for num_ranks in options.ranks}
     for num_ranks, run in saved.items():
         tell(f"{millions(num_params)} parameters, {num_ranks} ranks: saves")
-        found = on_ranks(num_ranks, "saves", *common, "--folder", run, "--repetitions", options.repetitions)
+        words = ["saves", *common, "--folder", run, "--repetitions", options.repetitions]
+        found = on_ranks(RANK_SCRIPT, num_ranks, *words)[-1]
         saves.append(save_rows(num_params, num_ranks, found))
     for number, num_ranks in enumerate(options.ranks):
         tell(f"{millions(num_params)} parameters, {num_ranks} ranks: starts")
@@ -257,7 +243,8 @@ def measure_size(
             for name, (mode, run) in kinds.items():
                 forget(folder)
                 forget(model)
-                found[name].append(on_ranks(num_ranks, "start", *common, "--folder", run, "--mode", mode))
+                words = ["start", *common, "--folder", run, "--mode", mode]
+                found[name].append(on_ranks(RANK_SCRIPT, num_ranks, *words)[-1])
         starts += start_rows(num_params, num_ranks, found)
         first_s = [each["first_copy"] for each in found["fresh"]]
         saves[number].insert(0, first_row(saves[number], first_s))
@@ -275,11 +262,15 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--params", type=float, nargs="+", default=[0.1e9, 0.3e9, 0.5e9])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds of saves, saves beside steps")
-    parser.add_argument("--starts", type=int, default=3, help="timed starts of each kind")
-    parser.add_argument("--examples", type=int, default=4, help="examples a rank in steps beside saves")
+    parser.add_argument("--params", type=machine.above_zero, nargs="+", default=[0.1e9, 0.3e9, 0.5e9])
+    parser.add_argument("--ranks", type=machine.at_least(1), nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--repetitions", type=machine.at_least(1), default=5, help="rounds of saves, saves beside steps"
+    )
+    parser.add_argument("--starts", type=machine.at_least(1), default=3, help="timed starts of each kind")
+    parser.add_argument(
+        "--examples", type=machine.at_least(1), default=4, help="examples a rank in steps beside saves"
+    )
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: for temporary files")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="where the tables go")
     return parser.parse_args()
@@ -305,11 +296,11 @@ def main() -> None:
                 for num_ranks in options.ranks:
                     tell(f"{millions(num_params)} parameters, {num_ranks} ranks: steps")
                     found = on_ranks(
-                        num_ranks, "steps", "--model", model, "--deepspeed", ds_config,
+                        RANK_SCRIPT, num_ranks, "steps", "--model", model, "--deepspeed", ds_config,
                         "--folder", place / f"steps of {num_ranks}", "--examples", options.examples,
                         "--repetitions", options.repetitions,
                     )  # fmt: skip
-                    steps.append(step_row(num_params, num_ranks, found))
+                    steps.append(step_row(num_params, num_ranks, found[-1]))
                     shutil.rmtree(place / f"steps of {num_ranks}")
             shutil.rmtree(model)
     settings = {

@@ -25,7 +25,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import psutil
-from machine import RESULTS, write_result
+from machine import RESULTS, at_least, write_result
 
 from medsft.chatglm.tokenizer_training import train_tokenizer
 from medsft.data.cache import load_or_build
@@ -228,12 +228,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--records", type=int, default=20_000, help="records of the graph")
-    parser.add_argument("--checked", type=int, default=20_000, help="pairs to check and convert at most")
+    parser.add_argument("--records", type=at_least(1), default=20_000, help="records of the graph")
+    parser.add_argument(
+        "--checked", type=at_least(1), default=20_000, help="pairs to check and convert at most"
+    )
     parser.add_argument("--file", type=Path, help="instruction file to check (default: what was built)")
-    parser.add_argument("--cached", type=int, default=100_000, help="examples of the token cache at most")
-    parser.add_argument("--examples", type=int, default=10_000_000, help="examples of the planned run")
-    parser.add_argument("--num_workers", type=int, default=num_cores(), help="processes")
+    parser.add_argument(
+        "--cached", type=at_least(1), default=100_000, help="examples of the token cache at most"
+    )
+    parser.add_argument(
+        "--examples", type=at_least(1), default=10_000_000, help="examples of the planned run"
+    )
+    parser.add_argument("--num_workers", type=at_least(1), default=num_cores(), help="processes")
     parser.add_argument("--name", default="data", help="of the result")
     parser.add_argument("--folder", type=Path, help="where the files are made, and kept (default: nowhere)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")

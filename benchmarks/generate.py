@@ -115,13 +115,15 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", type=machine.device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--dtype", default=None, help="default: fp16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--num_prompts", type=int, default=16)
+    parser.add_argument("--num_prompts", type=machine.at_least(1), default=16)
     parser.add_argument(
         "--num_tokens", type=int, default=48, help="longest answer; the shortest has a quarter"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=machine.at_least(1), default=3)
     parser.add_argument("--name", default="generate", help="of the table")
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     options = parser.parse_args()

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -32,7 +31,7 @@ from typing import Any
 
 import torch
 from checkpoint import make_tokenizer
-from machine import RESULTS, write_result
+from machine import RESULTS, above_zero, at_least, write_result
 
 from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.init import write_random_model
@@ -59,9 +58,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[argparse.Name
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="6b")
-    parser.add_argument("--vocab_size", type=int, default=RELEASED_ROWS)
-    parser.add_argument("--steps", type=int, help="of the short form; default: all of 3 epochs")
-    parser.add_argument("--cap_gib", type=float, help="use so much of the GPU's memory")
+    parser.add_argument("--vocab_size", type=at_least(1), default=RELEASED_ROWS)
+    parser.add_argument("--steps", type=at_least(1), help="of the short form; default: all of 3 epochs")
+    parser.add_argument("--cap_gib", type=above_zero, help="use so much of the GPU's memory")
     parser.add_argument("--deepspeed", choices=read_configs(), help="default: the fastest that fits")
     parser.add_argument("--train_file", type=Path)
     parser.add_argument("--tokenizer", type=Path)
@@ -74,10 +73,6 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[argparse.Name
         parser.error("--train_file needs the --tokenizer that its lengths are counted with")
     if options.cap_gib is not None and not torch.cuda.is_available():
         parser.error("--cap_gib caps the memory of a GPU, and there is none")
-    if options.cap_gib is not None and not 0 < options.cap_gib < math.inf:
-        parser.error(f"--cap_gib {options.cap_gib} must be above 0")
-    if options.steps is not None and options.steps < 1:
-        parser.error(f"--steps {options.steps} must be 1 or more")
     return options, more
 
 

@@ -38,6 +38,7 @@ def session(preset: str, has_gpu: bool, short: bool) -> Mapping[str, list[str]]:
     lines = {
         "gpu_train_step": ["benchmarks/train_step.py", "--preset", preset, "--one_at_a_time"],
         "gpu_generate": ["benchmarks/generate.py"],
+        "gpu_quantize": ["benchmarks/quantize.py"],
         "gpu_recipe_short": [*recipe, "--steps", str(SHORT_STEPS)],
         "gpu_recipe_compiled": [*recipe, "--steps", str(SHORT_STEPS), "--torch_compile", "true"],
     }

@@ -278,10 +278,14 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--step_rounds", type=int, default=3, help="of starts of a training; 0: none")
+    parser.add_argument("--rounds", type=machine.at_least(1), default=3)
+    parser.add_argument(
+        "--step_rounds", type=machine.at_least(0), default=3, help="of starts of a training; 0: none"
+    )
     parser.add_argument("--local", action="store_true", help="this machine only")
-    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 10, 100, 1000], help="numbers, simulated")
+    parser.add_argument(
+        "--hosts", type=machine.at_least(1), nargs="+", default=[1, 10, 100, 1000], help="numbers, simulated"
+    )
     parser.add_argument("--results", type=Path, default=machine.RESULTS)
     return parser.parse_args()
 

@@ -15,45 +15,16 @@ import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from peak import Peak, private_bytes
+from ranks import on_ranks
+
 SHAPE = {"hidden_size": 2048, "num_layers": 20, "num_attention_heads": 16, "inner_hidden_size": 8192}
 VOCABULARY_FILE_ROWS = 20_480
 SHARD_BYTES = 500_000_000
-
-
-def private_bytes() -> int:
-    """Anonymous memory of this process, from Linux's smaps_rollup."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Anonymous:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no Anonymous line in /proc/self/smaps_rollup")
-
-
-class Peak:
-    """Highest private memory while the block runs, sampled every 5 ms."""
-
-    def __enter__(self) -> Peak:
-        self.bytes = private_bytes()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.005):
-            self.bytes = max(self.bytes, private_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.bytes = max(self.bytes, private_bytes())
 
 
 def work(folder: Path) -> None:
@@ -111,15 +82,12 @@ def work(folder: Path) -> None:
 
 def make_checkpoint(folder: Path) -> None:
     """A random ChatGLM of a billion parameters, fp16 .bin shards as released."""
-    from medsft.chatglm.init import write_random_model
-    from medsft.chatglm.tokenizer_training import train_tokenizer
-    from medsft.knowledge.build import build_pairs
+    from checkpoint import make_tokenizer
 
-    build_pairs([REPOSITORY / "medsft" / "knowledge" / "sample.jsonl"], folder / "pairs.jsonl", seed=0)
-    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
-    train_tokenizer((pair["context"] + pair["target"] for pair in pairs), folder / "tokenizer", 1500)
+    from medsft.chatglm.init import write_random_model
+
     shape = {**SHAPE, "vocab_size": VOCABULARY_FILE_ROWS}
-    write_random_model(folder / "model", folder / "tokenizer", overrides=shape, seed=0)
+    write_random_model(folder / "model", make_tokenizer(folder), overrides=shape, seed=0)
 
 
 def main() -> None:
@@ -146,15 +114,7 @@ def main() -> None:
             / 1e9
         )
         for ranks in (1, 2):
-            command = [sys.executable, "-m", "launcher", "run", "--num-gpus", str(ranks), __file__]
-            done = subprocess.run(
-                [*command, "--worker", "--model", str(model)],
-                cwd=REPOSITORY,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            found = on_ranks(Path(__file__), ranks, "--worker", "--model", model)
             rows += sorted(found, key=lambda row: row["rank"])
     path = write_result("load_weights", {"checkpoint_gb": round(size_gb, 2), "compute": "bf16"}, rows)
     print(path.with_suffix(".md").read_text(encoding="utf-8"))

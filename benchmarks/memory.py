@@ -20,13 +20,13 @@ from pathlib import Path
 
 import psutil
 from checkpoint import make_tokenizer
-from machine import RESULTS, write_result
+from machine import RESULTS, at_least, write_result
 from peak import private_bytes
 
 from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.init import PRESETS, count_parameters, write_random_model
 from medsft.data.cache import load_or_build
-from medsft.engine.deepspeed_config import read_json
+from medsft.planner.advice import read_configs
 from medsft.planner.cluster import Cluster
 from medsft.planner.hardware import LINKS
 from medsft.planner.lengths import Lengths
@@ -55,8 +55,8 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="60m")
-    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="names in ds_configs")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--configs", nargs="+", choices=read_configs(), default=CONFIGS)
+    parser.add_argument("--ranks", type=at_least(1), nargs="+", default=[1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
     return parser.parse_args()
 
@@ -140,7 +140,7 @@ def planned(shape: Shape, lengths: Lengths, config: str, num_ranks: int) -> Plan
         max_tokens=per_device * LONGEST_TOKENS,
         max_steps=RUN["max_steps"],
     )
-    return plan(shape, lengths, cluster, read_json(REPOSITORY / "ds_configs" / config), batch)
+    return plan(shape, lengths, cluster, read_configs()[config], batch)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""A process's own memory, and this one's peak while something runs."""
+"""A process's own memory, this one's peak while something runs, and what of it is in use."""
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from pathlib import Path
 
@@ -16,6 +17,33 @@ def private_bytes(pid: int | str = "self") -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"no RssAnon line in /proc/{pid}/status")
+
+
+_MALLINFO_FIELDS = (
+    "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+)  # fmt: skip
+
+
+class _Mallinfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc (mallinfo(3)): bytes and counts over all arenas."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO_FIELDS]
+
+
+def in_use_bytes() -> int:
+    """What the C library has handed out in this process and not got back: every tensor on the CPU.
+
+    Resident memory has on top what was given back and is kept for the next request, which with rows of
+    changing lengths comes and goes by hundreds of megabytes. Raises `RuntimeError`
+    without glibc from 2.33 on.
+    """
+    library = ctypes.CDLL(None)
+    try:
+        library.mallinfo2.restype = _Mallinfo
+    except AttributeError as error:
+        raise RuntimeError("this C library has no mallinfo2; glibc has it from 2.33 on") from error
+    found = library.mallinfo2()
+    return found.uordblks + found.hblkhd
 
 
 class Peak:

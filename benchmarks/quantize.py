@@ -117,7 +117,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a trained model; default: a toy, trained first")
     parser.add_argument("--questions", type=Path, help="questions with answers; needed with --model")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--results", type=Path, default=machine.RESULTS)
+    parser.add_argument("--name", default="quantize", help="of the table; the other is NAME_kernels")
+    parser.add_argument("--results", type=Path, default=machine.RESULTS, help="where the tables go")
     options = parser.parse_args()
     if (options.model is None) != (options.questions is None):
         parser.error("--model and --questions go together")
@@ -149,9 +150,11 @@ def main() -> None:
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
-    written = [machine.write_result("quantize", settings, rows, options.results)]
+    written = [machine.write_result(options.name, settings, rows, options.results)]
     layer = {"layer": "16384 x 4096, bf16", "device": str(device), "threads": torch.get_num_threads()}
-    written.append(machine.write_result("quantize_kernels", layer, kernel_rows(device), options.results))
+    written.append(
+        machine.write_result(f"{options.name}_kernels", layer, kernel_rows(device), options.results)
+    )
     for path in written:
         print(path.with_suffix(".md").read_text(encoding="utf-8"))
 

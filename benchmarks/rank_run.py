@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from train_step import made_up_rows
+from made_up import made_up_rows
 
 from medsft import assembly, saving
 from medsft.chatglm.base import BaseModel
@@ -22,6 +22,7 @@ from medsft.data.plan import StepPlan
 from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import World, complete_environment, from_all, start, sum_over_ranks
 from medsft.engine.step import TrainStep
+from medsft.engine.stopwatch import Stopwatch
 from medsft.monitor.metrics import Figures
 from medsft.provenance import Provenance, software_versions
 from medsft.run_folder import RunFolder
@@ -44,10 +45,11 @@ class Run:
     plan: StepPlan
     folder: RunFolder
 
-    def train_step(self, engine: DeepSpeedEngine) -> TrainStep:
+    def train_step(self, engine: DeepSpeedEngine, stopwatch: Stopwatch | None = None) -> TrainStep:
         """Steps as the trainer makes them."""
         limit = self.config.optimization.max_nonfinite_steps
-        return TrainStep(engine, self.world, assembly.learning_rate(self.config, self.plan), limit)
+        schedule = assembly.learning_rate(self.config, self.plan)
+        return TrainStep(engine, self.world, schedule, limit, stopwatch)
 
     def draft(self, step: TrainStep, number: int) -> Manifest:
         """The manifest of the checkpoint of step `number`, but for what the saver adds."""
@@ -82,14 +84,20 @@ def open_run(options: argparse.Namespace) -> Run:
     return Run(config, world, ds_config, base, plan, RunFolder(Path(options.folder)))
 
 
-def do_step(run: Run, step: TrainStep, number: int, num_examples: int) -> None:
-    """A real optimiser step on `num_examples` made-up examples a rank, of 66 tokens on average."""
+def do_step(run: Run, step: TrainStep, number: int, num_examples: int) -> float:
+    """A real optimiser step on `num_examples` made-up examples a rank, of 66 tokens on average.
+
+    Seconds that its data took: the packing, not the making up.
+    """
     rows = made_up_rows(num_examples * run.world.size, run.base.config, seed=number)
     num_targets = sum(len(row.input_ids) - row.context_length for row in rows)
+    begin_s = time.perf_counter()
     micro_batch = pack(rows[run.world.rank :: run.world.size], run.base.pad_token_id)
+    data_s = time.perf_counter() - begin_s
     step(number, [micro_batch], num_targets)
     if run.world.device.type == "cuda":
         torch.cuda.synchronize()
+    return data_s
 
 
 def timed(world: World, action: Callable[[], Any]) -> float:

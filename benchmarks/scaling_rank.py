@@ -1,4 +1,4 @@
-"""One rank of `benchmarks/scaling.py`: prints seconds of its steps and bytes of its collectives as JSON.
+"""One rank of `benchmarks/scaling.py`: prints seconds of its steps, their parts, and bytes moved as JSON.
 
     python -m launcher run --num-gpus 2 benchmarks/scaling_rank.py --model MODEL --folder F --deepspeed JSON
 
@@ -11,13 +11,16 @@ import argparse
 import json
 
 import torch
-from rank_run import do_step, open_run, timed
+from blocked import Blocked, WorkingWatch
+from made_up import made_up_rows
+from rank_run import Run, do_step, open_run, timed
 from traffic import Traffic
-from train_step import made_up_rows
 
 from medsft import assembly
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.data.pack import pack
+from medsft.engine.step import TrainStep
+from medsft.engine.stopwatch import Stopwatch
 
 
 def parse_options() -> argparse.Namespace:
@@ -28,7 +31,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--deepspeed", required=True)
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--examples", type=int, required=True, help="of a step, over all ranks")
-    parser.add_argument("--num_steps", type=int, required=True)
+    parser.add_argument("--num_steps", type=int, required=True, help="that are measured, of each kind")
     parser.add_argument("--num_warmup_steps", type=int, required=True)
     return parser.parse_args()
 
@@ -48,28 +51,58 @@ def plain_seconds(options: argparse.Namespace) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return [timed(run.world, lambda number=number: step(number)) for number in range(options.num_steps)]
+    return [
+        timed(run.world, lambda number=number: step(number))
+        for number in range(options.num_warmup_steps + options.num_steps)
+    ]
+
+
+def taken_apart(
+    run: Run, step: TrainStep, blocked: Blocked, number: int, num_examples: int
+) -> dict[str, float]:
+    """Seconds of the parts of a step, of which the others leave the communication out."""
+    step.state()  # what plain steps took
+    before_s = blocked.seconds
+    with blocked:
+        data_s = do_step(run, step, number, num_examples)
+    state = step.state()
+    return {
+        "data": data_s,
+        "forward": state.forward_s,
+        "backward": state.backward_s,
+        "optimiser": state.optimizer_s,
+        "communication": blocked.seconds - before_s,
+    }
 
 
 def main() -> None:
-    """Measures, and counts in one step more, in which the counting may take its time."""
+    """Measures, and counts in one step more, in which the counting may take its time.
+
+    Plain steps, whose time is the table's, take turns with those that are taken apart.
+    """
     options = parse_options()
     if options.plain:
-        print(json.dumps({"seconds": plain_seconds(options)[options.num_warmup_steps :], "received": {}}))
+        print(json.dumps({"seconds": plain_seconds(options)[options.num_warmup_steps :]}))
         return
     run = open_run(options)
     engine = assembly.start_model(run.config, run.base, None, run.ds_config, run.world, False)
-    step = run.train_step(engine)
+    blocked = Blocked()
+    step = run.train_step(engine, Stopwatch(WorkingWatch(blocked)))
     num_examples = options.examples // run.world.size
-    seconds = [
-        timed(run.world, lambda number=number: do_step(run, step, number, num_examples))
-        for number in range(options.num_steps)
-    ]
+    seconds, parts = [], []
+    for number in range(options.num_warmup_steps + options.num_steps):
+        seconds.append(timed(run.world, lambda number=2 * number: do_step(run, step, number, num_examples)))
+        parts.append(taken_apart(run, step, blocked, 2 * number + 1, num_examples))
     with Traffic(run.world.size) as traffic:
-        do_step(run, step, options.num_steps, num_examples)
+        do_step(run, step, 2 * number + 2, num_examples)
     if run.world.is_main:
-        found = {"received": traffic.received, "others": traffic.others}
-        print(json.dumps({"seconds": seconds[options.num_warmup_steps :], **found}), flush=True)
+        found = {
+            "seconds": seconds[options.num_warmup_steps :],
+            "parts": parts[options.num_warmup_steps :],
+            "received": traffic.received,
+            "others": traffic.others,
+        }
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

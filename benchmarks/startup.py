@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from checkpoint import make_tokenizer
-from machine import RESULTS, write_result
+from machine import RESULTS, at_least, write_result
 
 from medsft.chatglm.init import PRESETS, count_parameters, write_random_model
 
@@ -34,8 +34,8 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="60m")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ranks", type=at_least(1), nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
     return parser.parse_args()
 

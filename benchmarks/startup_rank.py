@@ -50,8 +50,8 @@ def main() -> int:
     assembly.start_engine = timed("start DeepSpeed", assembly.start_engine)
     first_step = train.TrainStep.__call__
 
-    def step(*arguments: Any) -> Any:
-        result = timed("first step", first_step)(*arguments)
+    def step(*arguments: Any, **more: Any) -> Any:
+        result = timed("first step", first_step)(*arguments, **more)
         train.TrainStep.__call__ = first_step
         if os.environ.get("RANK", "0") == "0":
             found = {"began": BEGAN_S, "ended": time.time(), "seconds": SECONDS}

@@ -3,6 +3,8 @@
     python benchmarks/train_step.py                                   # 64M-parameter body, 130,528 rows, CPU
     python benchmarks/train_step.py --train_file pairs.jsonl --tokenizer MODEL_FOLDER
     python benchmarks/train_step.py --preset 1b --device cuda --one_at_a_time
+    python benchmarks/train_step.py --preset small --num_steps 60 --name train_step_growth
+    python benchmarks/train_step.py --ranks 1 2    # the trainer's step on ranks as well, with communication
 
 All ways do forward, backward and AdamW on the same 16 examples from the same weights:
   packed        one padding-free row, the head on supervised rows only, AdamW in one pass: the trainer's;
@@ -12,6 +14,10 @@ All ways do forward, backward and AdamW on the same 16 examples from the same we
 
 They take turns in a changing order, step by step; with --one_at_a_time one runs after the other, for models
 that do not fit into memory three times. What arithmetic alone would give stands beside what was measured.
+"in use, grown" is what a step leaves allocated, in the second half of 40 steps or more: by torch's allocator
+on a GPU, by the C library on the CPU. The ways are single processes, which communicate with nobody; with
+--ranks a second table has the trainer's step over CPU ranks, each part without the communication, which is
+one more.
 """
 
 from __future__ import annotations
@@ -27,9 +33,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
+import scaling
 import torch
-from machine import RESULTS, write_result
+from machine import RESULTS, at_least, device, write_result
+from made_up import made_up_rows
+from peak import in_use_bytes
 from torch.nn import functional as F
 
 from medsft.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
@@ -37,8 +45,6 @@ from medsft.chatglm.init import PRESETS
 from medsft.data.dataset import Row
 from medsft.data.pack import MicroBatch, pack, pad
 from medsft.planner.flops import Flops, mfu, step_flops, visible_pairs
-from medsft.planner.lengths import MED_CHATGLM_QUANTILES as QUANTILES
-from medsft.planner.lengths import MED_CHATGLM_SUPERVISED_SHARE as SUPERVISED_SHARE
 from medsft.planner.shape import Shape
 
 BATCH = 16
@@ -48,20 +54,7 @@ PARTS = ("data", "forward", "backward", "optimiser")
 WAYS = ("packed", "transformers", "original")
 # Sides of the square matrices whose product stands for what the device can do at best.
 PEAK_SIDES = (1024, 2048, 4096)
-
-
-def made_up_rows(num_rows: int, config: ChatGLMConfig, seed: int) -> list[Row]:
-    """Random tokens in the published lengths."""
-    chance = np.random.RandomState(seed)
-    shares, lengths = zip(*QUANTILES, strict=True)
-    rows = []
-    for length in np.interp(chance.rand(num_rows), shares, lengths).astype(int):
-        context = max(1, int(length * (1 - SUPERVISED_SHARE)))
-        ids = chance.randint(10, config.gmask_token_id - 10, size=length)
-        ids[context - 1 : context + 1] = config.gmask_token_id, config.bos_token_id
-        ids[-1] = config.eos_token_id
-        rows.append(Row(ids, context))
-    return rows
+SHORTEST_SERIES = 40  # steps in which growth can be told from rows of changing lengths
 
 
 def file_rows(num_rows: int, train_file: Path, tokenizer_dir: Path) -> list[Row]:
@@ -100,7 +93,7 @@ class Figures:
         seconds: by part of a step, for each step.
         slots: computed in each step.
         losses: of each step.
-        memory: bytes of this process, or of the device, after each step.
+        memory: bytes in use after each step.
     """
 
     name: str
@@ -151,7 +144,6 @@ class Way:
             self.figures.seconds[part].append(seconds)
         self.figures.slots.append(sum(batch.num_slots for batch in batches))
         self.figures.losses.append(total)
-        self.figures.memory.append(used_bytes(device))
 
     @contextmanager
     def _timed(self, took: dict[str, float], part: str) -> Iterator[None]:
@@ -163,10 +155,27 @@ class Way:
 
 
 def used_bytes(device: torch.device) -> int:
-    """Held by this process on the device: allocated on a GPU, resident on the CPU."""
-    return (
-        torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-    )
+    """Held by this process on the device, what the allocators keep for later left out."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else in_use_bytes()
+
+
+def grown_kb(memory: Sequence[int]) -> float | None:
+    """KB a step by which `memory`, in bytes after each step, still rises in its second half.
+
+    Between the medians of its last two quarters, as rows of changing lengths make it go up and down; None for
+    fewer than SHORTEST_SERIES steps.
+    """
+    if len(memory) < SHORTEST_SERIES:
+        return None
+    quarter = len(memory) // 4
+    before, last = memory[-2 * quarter : -quarter], memory[-quarter:]
+    return round((statistics.median(last) - statistics.median(before)) / quarter / 1e3, 1)
+
+
+def take_step(way: Way, batch: Sequence[Row]) -> None:
+    """A step, and what is in use when it has let go of its batch."""
+    way.step(batch)
+    way.figures.memory.append(used_bytes(way.model.device))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -222,15 +231,19 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--train_file", type=Path)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--vocab_size", type=int, default=130_528)
-    parser.add_argument("--num_steps", type=int, default=8)
-    parser.add_argument("--num_warmup_steps", type=int, default=2)
+    parser.add_argument("--vocab_size", type=at_least(1000), default=130_528)
+    parser.add_argument("--num_steps", type=at_least(1), default=8)
+    parser.add_argument("--num_warmup_steps", type=at_least(0), default=2)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--one_at_a_time", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--name", default="train_step", help="of the table")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
-    return parser.parse_args()
+    parser.add_argument("--ranks", type=scaling.ranks_that_divide, nargs="+", help="of the second table")
+    options = parser.parse_args()
+    if (options.train_file is None) != (options.tokenizer is None):
+        parser.error("--train_file and --tokenizer go together")
+    return options
 
 
 def measure(options: argparse.Namespace, config: ChatGLMConfig, rows: Sequence[Row]) -> list[Figures]:
@@ -245,13 +258,13 @@ def measure(options: argparse.Namespace, config: ChatGLMConfig, rows: Sequence[R
         ways = [new_way(name) for name in options.ways]
         for step, batch in enumerate(batches_of(rows)):
             for number in range(len(ways)):
-                ways[(step + number) % len(ways)].step(batch)
+                take_step(ways[(step + number) % len(ways)], batch)
         return [way.figures for way in ways]
     found = []
     for name in options.ways:
         way = new_way(name)
         for batch in batches_of(rows):
-            way.step(batch)
+            take_step(way, batch)
         found.append(way.figures)
         del way
         gc.collect()
@@ -292,7 +305,6 @@ def main() -> None:
         seconds = took[way.name]
         rates = [count / second for count, second in zip(tokens, seconds, strict=True)]
         ratios = [theirs / mine for mine, theirs in zip(seconds, took[slowest], strict=True)]
-        grown = (way.memory[-1] - way.memory[warm_up]) / max(1, len(seconds) - 1)
         table.append(
             {
                 "way": way.name,
@@ -310,7 +322,7 @@ def main() -> None:
                 ),
                 "useful share of slots": round(sum(tokens) / sum(way.slots[warm_up:]), 3),
                 **{f"{part} s": round(statistics.median(way.seconds[part][warm_up:]), 3) for part in PARTS},
-                "memory grown MB a step": round(grown / 1e6, 1),
+                "in use, grown KB a step": grown_kb(way.memory[warm_up:]),
             }
         )
     apart = max(max(losses) / min(losses) - 1 for losses in zip(*(way.losses for way in ways), strict=True))
@@ -325,8 +337,21 @@ def main() -> None:
         "peak, a matrix product's": f"{peak / 1e9:,.0f} GFLOP/s",
         "largest relative difference of losses": f"{apart:.1e}",
     }
-    path = write_result(options.name, settings, table, options.results)
-    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    written = [write_result(options.name, settings, table, options.results)]
+    if options.ranks:
+        written.append(
+            scaling.measure(
+                f"{options.name}_ranks",
+                {**sizes, "vocab_size": config.vocab_size},
+                options.ranks,
+                1,
+                options.num_steps,
+                warm_up,
+                options.results,
+            )
+        )
+    for path in written:
+        print(path.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def _ratio(count: float, seconds: float) -> float:

@@ -126,8 +126,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gb", type=float, default=1.2, help="size of the file")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--gb", type=machine.above_zero, default=1.2, help="size of the file")
+    parser.add_argument("--repetitions", type=machine.at_least(1), default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: for temporary files")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="where the table goes")
     options = parser.parse_args()

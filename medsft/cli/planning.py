@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _CHATGLM_6B = "chatglm-6b"
+# Of made-up lengths, which are all made, and of a step, whose examples are dealt out one by one.
+_MOST_EXAMPLES, _LARGEST_BATCH = 10_000_000, 1_000_000
 
 
 def plan(
@@ -109,16 +111,28 @@ def plan(
     from medsft.planner.plan import Batch
 
     _check(
-        ("--num_examples", num_examples, num_examples >= 1, "1 or more"),
-        ("--global_batch_size", global_batch_size, global_batch_size >= 1, "1 or more"),
+        ("--num_examples", num_examples, 1 <= num_examples <= _MOST_EXAMPLES, f"1 to {_MOST_EXAMPLES:,}"),
+        (
+            "--global_batch_size",
+            global_batch_size,
+            1 <= global_batch_size <= _LARGEST_BATCH,
+            f"1 to {_LARGEST_BATCH:,}",
+        ),
         (
             "--per_device_train_batch_size",
             per_device_train_batch_size,
-            (per_device_train_batch_size or 1) >= 1,
+            per_device_train_batch_size is None or per_device_train_batch_size >= 1,
             "1 or more",
         ),
+        ("--max_source_length", max_source_length, max_source_length >= 1, "1 or more"),
+        ("--max_target_length", max_target_length, max_target_length >= 1, "1 or more"),
         ("--num_train_epochs", num_train_epochs, 0 < num_train_epochs < float("inf"), "above 0"),
-        ("--price_per_gpu_hour", price_per_gpu_hour, (price_per_gpu_hour or 0) >= 0, "0 or more"),
+        (
+            "--price_per_gpu_hour",
+            price_per_gpu_hour,
+            0 <= (price_per_gpu_hour or 0) < float("inf"),
+            "0 or more",
+        ),
     )
     device = _device(gpu, gpu_memory_gib, gpu_tflops, gpu_bandwidth_gbs)
     cluster = Cluster(

@@ -15,7 +15,7 @@ from medsft.data.pack import MicroBatch
 from medsft.engine import own_work
 from medsft.engine.distributed import World
 from medsft.engine.own_work import OwnWork
-from medsft.engine.stopwatch import open_stopwatch
+from medsft.engine.stopwatch import Stopwatch, open_stopwatch
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -66,7 +66,9 @@ class TrainStep:
         world: World,
         learning_rate: Callable[[int], float],
         max_nonfinite_steps: int,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
+        """`stopwatch`: takes the time of the parts of a step; default: the one that suits the device."""
         self._engine = engine
         self._world = world
         self._learning_rate = learning_rate
@@ -76,7 +78,7 @@ class TrainStep:
             self._scaler.raise_error_at_min_scale = False  # a bare Exception; the limit below says it better
         self._nonfinite_in_a_row = 0
         self.num_skipped = 0
-        self._stopwatch = open_stopwatch(world.device)
+        self._stopwatch = stopwatch or open_stopwatch(world.device)
         self._own_work = OwnWork(engine.module, engine.optimizer.optimizer, self._stopwatch)
 
     def __call__(

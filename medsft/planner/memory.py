@@ -8,7 +8,7 @@ embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from medsft.planner.lengths import StepSizes
@@ -144,6 +144,30 @@ def live_elements(shape: Shape, settings: ZeroSettings, world_size: int) -> floa
     return min(shape.num_parameters, max(settings.max_live, shape.matrix_parameters))
 
 
+def blocks_gradients(shape: Shape, bucket: int) -> Iterator[tuple[int, int]]:
+    """Each time that a bucket is sent in the backward pass: (elements that wait outside, elements in it).
+
+    A block is a leaf module of ZeRO-3: all of its gradients live until the hook at the end of its backward
+    pass takes them to the bucket one by one, which frees what fits into it, and sends the bucket before the
+    one that does not (`reduce_leaf_module_grads`, `reduce_independent_p_g_buckets_and_remove_grads` in
+    deepspeed/runtime/zero/stage3.py). One that is larger than the bucket is sent from where it is.
+    """
+    outside, in_bucket = 0, 2 * shape.hidden_size  # the final LayerNorm's
+    for _ in range(shape.num_layers):
+        waiting = shape.layer_parameters + outside
+        yield waiting, 0
+        for size in shape.block_tensors:
+            if in_bucket and in_bucket + size > bucket:
+                yield waiting, in_bucket
+                waiting -= outside
+                outside = in_bucket = 0
+            in_bucket += size
+            if size > bucket:
+                outside = size
+            else:
+                waiting -= size
+
+
 def stages(
     shape: Shape, settings: ZeroSettings, place: Place, sizes: StepSizes, checkpointing: bool, saves: Saves
 ) -> tuple[Stage, ...]:
@@ -185,6 +209,8 @@ class _Parts:
             shape, sizes.largest_slots, places, mask_width, self.width, checkpointing
         )
         self.logits = logits_bytes(shape, sizes.largest_targets)
+        # The C library keeps blocks below 32 MB to itself: on the CPU this memory outlives the activations.
+        self.not_given_back = 0.0 if place.has_gpu else self.activations
         self.offloads = settings.offload_optimizer != "none"
 
     def _pinned(self, sizes: Iterable[float], pins: bool) -> float:
@@ -258,29 +284,27 @@ class _Parts:
 
         With a tied head its gradient, V x E, waits from the loss until the embedding adds its own. A bucket
         is copied once for the reduce-scatter and its share turned to fp32. On CPU ranks gloo reduces a clone
-        of all that it is to scatter: inferred from a plan 12 % too low, not measured by itself.
+        of all that it is to scatter, on a single rank too (`reduce_scatter_tensor_coalesced` in
+        torch/csrc/distributed/c10d/ProcessGroupGloo.cpp). What the activations leave behind comes on top.
         """
         made, shape, ranks = self.resident(), self.shape, self.ranks
         gpu, host = dict(made.gpu), dict(made.host)
         matrix = self.width * shape.matrix_parameters
-        bucket = min(self.settings.reduce_bucket, shape.num_parameters)
         to_fp32 = FP32 if self.width != FP32 else 0
-        in_blocks = (
-            matrix * shape.tie_word_embeddings
-            + bucket * (self.width + to_fp32 / ranks)
-            + self.width * shape.hidden_size * shape.inner_hidden_size
+        copies = 1 if self.place.has_gpu else 2
+        in_blocks = matrix * shape.tie_word_embeddings + max(
+            self.width * waiting + sent * (self.width * copies + to_fp32 / ranks)
+            for waiting, sent in blocks_gradients(shape, self.settings.reduce_bucket)
         )
         norm = _FP64 * min(self.largest_slice, _NORM_PIECE) if self.offloads else 0
         at_the_end = max(
             2 * matrix, matrix + (to_fp32 + (FP32 if self.offloads else 0)) * self.largest_slice + norm
         )
-        if ranks > 1 and not self.place.has_gpu:
-            in_blocks += self.width * bucket
-            at_the_end += matrix
+        at_the_end += (copies - 1) * matrix
         moments = {
             "logits": (self.activations, self.logits, matrix),
             "gradients on their way": (self.activations, 0.0, in_blocks),
-            "embedding's gradient": (0.0, 0.0, at_the_end),
+            "embedding's gradient": (self.not_given_back, 0.0, at_the_end),
         }
         activations, logits, gradients = max(moments.values(), key=sum)
         gpu["activations"] = activations
@@ -292,15 +316,13 @@ class _Parts:
     def update(self) -> Stage:
         """Adam: a sub-group's gradients flattened; or, before, the norm of the largest slice in fp64.
 
-        torch's fused AdamW needs no memory of its own. On the CPU that of the activations stays with the C
-        library, which does not give back blocks below 32 MB.
+        torch's fused AdamW needs no memory of its own.
         """
         made = self.resident()
         gpu, host = dict(made.gpu), dict(made.host)
         if not self.offloads:
             gpu["gradients of a sub-group"] = max(FP32 * max(self.groups), _FP64 * self.largest_slice)
-        if not self.place.has_gpu:
-            gpu["activations, not given back"] = self.activations
+        gpu["activations, not given back"] = self.not_given_back
         return self._with_fragments("optimiser step", gpu, host, made)
 
     def save(self) -> Stage:
@@ -312,8 +334,7 @@ class _Parts:
         host["a model file (rank 0)"] = 2 * min(
             model, max(self.saves.shard_bytes, self.width * self.shape.matrix_parameters)
         )
-        if not self.place.has_gpu:
-            gpu["activations, not given back"] = self.activations
+        gpu["activations, not given back"] = self.not_given_back
         return Stage("save", gpu, host)
 
     def resume(self) -> Stage:

@@ -73,7 +73,7 @@ class ZeroSettings:
             raise UserError(
                 f"zero_optimization.stage is {zero.get('stage')}, but this trainer shards with stage 3."
             )
-        optimizer, param = zero.get("offload_optimizer") or {}, zero.get("offload_param") or {}
+        optimizer, param = _offload(zero, "offload_optimizer"), _offload(zero, "offload_param")
         auto = auto_elements(shape)
 
         def elements(name: str) -> int:
@@ -96,8 +96,8 @@ class ZeroSettings:
             max_live=elements("stage3_max_live_parameters"),
             persistence=elements("stage3_param_persistence_threshold"),
             sub_group=elements("sub_group_size"),
-            hpz=int(zero.get("zero_hpz_partition_size", 1)),
-            nvme_buffers=int(optimizer.get("buffer_count", 4)),
+            hpz=_count(zero, "zero_hpz_partition_size", 1),
+            nvme_buffers=_count(optimizer, "buffer_count", 4),
             overlaps=bool(zero.get("overlap_comm", True)),
         )
 
@@ -105,6 +105,22 @@ class ZeroSettings:
     def bytes_a_weight(self) -> int:
         """Bytes of a weight in the forward pass, and of a gradient that travels."""
         return _BYTES[self.precision]
+
+
+def _offload(zero: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = zero.get(name) or {}
+    if not isinstance(section, Mapping) or section.get("device", "none") not in ("none", "cpu", "nvme"):
+        raise UserError(
+            f'zero_optimization.{name} is {section!r}, must be an object whose "device" is none, cpu or nvme.'
+        )
+    return section
+
+
+def _count(section: Mapping[str, Any], name: str, default: int) -> int:
+    value = section.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} is {value!r}, must be a whole number, 1 or more.")
+    return value
 
 
 def _precision(ds_config: Mapping[str, Any]) -> str:

@@ -73,14 +73,19 @@ class Shape:
         """Trainable parameters; a tied head counts once."""
         return self.body_parameters + self.matrix_parameters * (1 if self.tie_word_embeddings else 2)
 
+    @property
+    def block_tensors(self) -> tuple[int, ...]:
+        """Elements of each parameter of a block, in the model's order."""
+        width, inner = self.hidden_size, self.inner_hidden_size
+        attention = (width, width, 3 * width**2, 3 * width, width**2, width)
+        return (*attention, width, width, width * inner, inner, width * inner, width)
+
     def tensors(self) -> Iterator[int]:
         """Elements of each parameter, in the model's order."""
-        width, inner = self.hidden_size, self.inner_hidden_size
         yield self.matrix_parameters
         for _ in range(self.num_layers):
-            yield from (width, width, 3 * width**2, 3 * width, width**2, width, width, width)
-            yield from (width * inner, inner, width * inner, width)
-        yield from (width, width)
+            yield from self.block_tensors
+        yield from (self.hidden_size, self.hidden_size)
         if not self.tie_word_embeddings:
             yield self.matrix_parameters
 

@@ -208,6 +208,31 @@ def cluster_of(name: str, gpus: int, link: Link | None = None) -> Cluster:
     return Cluster(gpu, gpus, 1, gpu.memory_bytes, None, link or LINKS[gpu.link])
 
 
+def test_gradients_on_their_way():
+    """On a GPU the tied head's (V x E), what of a block's twelve waits, the bucket's copy, its share in fp32.
+
+    With room for a block the bucket is sent when a block's last matrix (4E², with its bias E) is still to
+    come, full but for the first time. On the CPU the embedding's come to more: head's and embedding's own,
+    and gloo's clone of their sum.
+    """
+    width, matrix, block = 4096, 130_528 * 4096, 201_379_840
+    assert CHATGLM_6B.layer_parameters == block
+    waiting = 4 * width**2 + width
+    first, second = [(block, 0), (waiting, 2 * width + block - waiting)], [(block, 0), (waiting, block)]
+    assert [*memory.blocks_gradients(CHATGLM_6B, block)] == first + 27 * second
+    # No room for a matrix: the first, 3E², is sent from where it is, while all but two small ones wait.
+    small = [*memory.blocks_gradients(CHATGLM_6B, 1_000_000)]
+    assert max(small, key=sum) == (block - 2 * width, 3 * width**2)
+    in_blocks = 2 * matrix + 2 * waiting + block * (2 + 4 / 8)
+    for has_gpu, expected in ((True, in_blocks), (False, 3 * 2 * matrix)):
+        found = memory.stages(
+            CHATGLM_6B, ZERO3, memory.Place(has_gpu, 8), sizes(ranks=8), False, memory.Saves(False)
+        )
+        (passes,) = [stage for stage in found if stage.name == "forward and backward"]
+        waiting = {**passes.gpu, **passes.host}["gradients on their way"]
+        assert waiting == expected
+
+
 def test_floor_on_one_h200():
     """74 ms a step, 106 s a run."""
     times = step_times(CHATGLM_6B, ZERO3, cluster_of("H200-141", 1), sizes(), False, PEAK, one_pass_adam=True)

@@ -137,6 +137,13 @@ def test_impossible_settings():
         Efficiency(compute=0)
     with pytest.raises(UserError, match="stage is 2"):
         ZeroSettings.of({"zero_optimization": {"stage": 2}}, CHATGLM_6B)
+    for zero, message in (
+        ({"offload_optimizer": True}, "offload_optimizer is True, must be an object"),
+        ({"offload_param": {"device": "tape"}}, '"device" is none, cpu or nvme'),
+        ({"zero_hpz_partition_size": "eight"}, "zero_hpz_partition_size is 'eight', must be a whole number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ZeroSettings.of({"zero_optimization": {"stage": 3, **zero}}, CHATGLM_6B)
     with pytest.raises(UserError, match="each must be 1 or more"):
         plan(CHATGLM_6B, DATA, cluster_of("A100", 8), CONFIGS["zero3.json"], Batch(0, 1, 1))
 
