@@ -34,6 +34,13 @@ from medsft.run_folder import RunFolder, move_aside, move_aside_newer, move_asid
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SAVE_STEPS = 500
+DEFAULT_SAVE_MINUTES = 30.0
+_OF_A_START = frozenset(
+    {"resume_from_checkpoint", "overwrite_output_dir", "allow_changed", "allow_low_memory"}
+)
+"""Flags that concern one start of a run, and not the run."""
+
 
 def identity_of(base: BaseModel, plan: StepPlan) -> Identity:
     """What makes two starts the same run."""
@@ -84,11 +91,6 @@ def find_checkpoint(
         ranks,
     )
     return checkpoint
-
-
-_OF_A_START = frozenset(
-    {"resume_from_checkpoint", "overwrite_output_dir", "allow_changed", "allow_low_memory"}
-)
 
 
 def is_of(checkpoint: Checkpoint, folder: RunFolder) -> bool:
@@ -225,14 +227,12 @@ class Saving:
         if kind is DivergedError:  # the one that all ranks leave a step by: the save before it may finish
             self.settle()
 
-    def after_step(
-        self, step: int, stop: StopRequest, validation: Validation | None, is_last: bool = False
-    ) -> None:
+    def after_step(self, step: int, stop: StopRequest, validation: Validation | None, is_last: bool) -> None:
         """After step `step` (from 0): saves if it is time to, and ends the run if somebody asked for it.
 
-        `is_last`: it is the last one, even if more were planned. `validation` is the most recent one. Raises
-        `Stopped`, the checkpoint on the disk, on all ranks alike; `AgreedError` when a save failed and the
-        run is to end then.
+        `is_last`: it is the run's last one. `validation` is the most recent one. Raises `Stopped`, the
+        checkpoint on the disk, on all ranks alike; `AgreedError` when a save failed and the run is to end
+        then.
         """
         # Read once: a save that ends after the ranks have voted is taken up after the next step, by all.
         has_ended, has_failed = self._saver.has_ended, self._saver.has_failed
@@ -240,11 +240,9 @@ class Saving:
         if any_failed or (has_ended and not has_failed):
             self.settle()
         done = step + 1
-        is_last = is_last or done == self._plan.num_steps
         # A run that has all its steps behind it ends by itself.
         reason = None if is_last else stop.verdict(vote, self._world)
-        is_due = is_save_due(self._config, self._plan, step)
-        if reason or is_time or is_due or (is_last and self._config.save_strategy != "no"):
+        if reason or is_time or is_save_due(self._config, self._plan, step, is_last):
             self._begin(done, validation)
         if reason:
             self.settle(must=True)
@@ -279,15 +277,11 @@ class Saving:
         return self._config.save_strategy == "time" and passed_s >= minutes * 60
 
 
-DEFAULT_SAVE_STEPS = 500
-DEFAULT_SAVE_MINUTES = 30.0
-
-
-def is_save_due(config: RunConfig, plan: StepPlan, step: int) -> bool:
+def is_save_due(config: RunConfig, plan: StepPlan, step: int, is_last: bool) -> bool:
     """After step `step` (from 0), by --save_strategy; the clock is asked elsewhere."""
     if config.save_strategy == "no":
         return False
-    if step + 1 == plan.num_steps:
+    if is_last:
         return True
     if config.save_strategy == "steps":
         return (step + 1) % (config.save_steps or DEFAULT_SAVE_STEPS) == 0

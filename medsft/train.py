@@ -61,6 +61,7 @@ from medsft.engine.state import TrainingState
 from medsft.engine.step import TrainStep
 from medsft.engine.stop import Stopped, StopRequest
 from medsft.engine.watchdog import progress
+from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
 from medsft.monitor.metrics import Figures, Hardware
 from medsft.monitor.reporter import Reporter
@@ -70,7 +71,7 @@ from medsft.run_folder import RunFolder, step_name, writing
 from medsft.run_lock import check_shared, claim
 from medsft.samples import Samples
 from medsft.saving import Saving, draft_manifest, flags_to_leave_out, identity_of, is_of, restore
-from medsft.validating import Validating
+from medsft.validating import Validating, take_up
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -94,8 +95,9 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     prepared = prepare(config, folder, world)
     base, plan, checkpoint = prepared.base, prepared.plan, prepared.checkpoint
     early_stopping = EarlyStopping(config.run.early_stopping_patience, config.run.early_stopping_threshold)
+    newest = None
     if checkpoint is not None:
-        early_stopping.restore(checkpoint.manifest.counters)
+        newest = take_up(checkpoint.manifest, prepared.validation_data, early_stopping)
     if is_finished(prepared, folder, early_stopping, world):
         return
 
@@ -112,7 +114,24 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
     state = TrainingState(engine, world)
     if checkpoint is not None:
         restore(checkpoint, state, step, figures, world)
-    validating = Validating(prepared, engine, early_stopping, reporter, world)
+    measure = partial(
+        validation_loss,
+        engine,
+        per_device_size=config.run.per_device_eval_batch_size,
+        max_tokens=assembly.most_tokens(config),
+        pad_token_id=base.pad_token_id,
+        world=world,
+    )
+    validating = Validating(
+        config.run.eval_steps,
+        plan,
+        prepared.validation_data,
+        measure,
+        early_stopping,
+        newest,
+        reporter,
+        world,
+    )
     samples = Samples(config.run.sample_steps, engine, base, prepared.unseen, reporter, world)
     identity = identity_of(base, plan)
     draft = partial(
@@ -131,17 +150,21 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
             if early_stopping.is_due:
                 break
             done = info.step + 1
-            is_reported = done == plan.num_steps or done % config.run.logging_steps == 0
+            is_last = done == plan.num_steps
+            is_reported = is_last or done % config.run.logging_steps == 0
+            # A validation may end the run, whose last step is reported.
+            may_be_reported = is_reported or validating.is_due(info.step, is_last)
             progress(f"step {done}")
-            result = step(info.step, micro_batches, info.num_targets, measure=is_reported)
+            result = step(info.step, micro_batches, info.num_targets, measure=may_be_reported)
             figures.add(info, result.loss_sum, result.applied)
-            if is_reported:
+            with figures.paused():
+                validating.after_step(info.step, is_last)
+            is_last = is_last or early_stopping.is_due
+            if is_reported or is_last:
                 epoch = plan.epochs_done(info.step)
                 rate = schedule(info.step)
                 reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.state()))
             with figures.paused():
-                validating.after_step(info.step)
-                is_last = done == plan.num_steps or early_stopping.is_due
                 samples.after_step(info.step, is_last)
                 saving.after_step(info.step, stop, validating.newest, is_last)
             progress(f"its wait for the data of step {done + 1}")
@@ -211,7 +234,7 @@ def finish(
     reporter: Reporter,
     world: World,
 ) -> None:
-    """DONE is the last thing written: who sees it can rely on all the rest."""
+    """DONE is the last file: who sees it can rely on all the rest. Only then is a tracker waited for."""
     best_loss, best_step = early_stopping.best_loss, early_stopping.best_step
     reporter.finish(provenance.step, best_loss, best_step, provenance.flags)
     with together(world), writing(folder.path):
@@ -222,6 +245,7 @@ def finish(
         logger.info("the best by validation: medsft export %s MODEL_FOLDER --step %d", run, best_step)
     logger.info("look at it: medsft report %s", run)
     logger.info("done: medsft chat --model %s", shlex.quote(str(folder.model)))
+    reporter.close()
 
 
 if __name__ == "__main__":

@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from medsft.assembly import most_tokens
-from medsft.checkpoint.manifest import Validation
+from medsft.checkpoint.manifest import Manifest, Validation
+from medsft.data.dataset import EncodedDataset
+from medsft.data.plan import StepPlan
 from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import World, from_main
 from medsft.engine.watchdog import progress
-from medsft.evaluation.loss import validation_loss
 from medsft.monitor.reporter import Reporter
-from medsft.preparation import Prepared
 
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+logger = logging.getLogger(__name__)
+
+
+def take_up(
+    manifest: Manifest, data: EncodedDataset | None, early_stopping: EarlyStopping
+) -> Validation | None:
+    """The newest validation of a checkpoint, whose counts `early_stopping` goes on with.
+
+    None, and nothing counted, where the run validates with other data now: losses of two sets do not compare.
+    """
+    newest = manifest.validation
+    if newest is not None and data is not None and not newest.is_comparable(data.fingerprint):
+        logger.info(
+            "the validation data are others than those of step %d: the best loss and the validations without "
+            "progress are counted anew",
+            newest.step,
+        )
+        return None
+    early_stopping.restore(manifest.counters)
+    return newest
 
 
 class Validating:
-    """After the last step, and at each epoch's end or every `--eval_steps`; never without --validation_file.
+    """After the last step, and at each epoch's end or every `every` steps; never without data.
 
     newest: the last validation whose loss is a number, also of the run that this one goes on with.
     """
 
     def __init__(
         self,
-        prepared: Prepared,
-        engine: DeepSpeedEngine,
+        every: int | None,
+        plan: StepPlan,
+        data: EncodedDataset | None,
+        measure: Callable[[EncodedDataset], float],
         early_stopping: EarlyStopping,
+        newest: Validation | None,
         reporter: Reporter,
         world: World,
     ) -> None:
-        self._prepared = prepared
-        self._engine = engine
+        """`measure`: the loss over all ranks, in nats a supervised token; a collective."""
+        self._every = every
+        self._plan = plan
+        self._data = data
+        self._measure = measure
         self._early_stopping = early_stopping
+        self.newest = newest
         self._reporter = reporter
         self._world = world
-        checkpoint = prepared.checkpoint
-        self.newest: Validation | None = None if checkpoint is None else checkpoint.manifest.validation
 
-    def after_step(self, step: int) -> None:
-        """After step `step` (from 0): the loss over all ranks, if it is time for it. A collective."""
-        data, config, base = self._prepared.validation_data, self._prepared.config, self._prepared.base
-        if data is None or not self._is_due(step):
+    def is_due(self, step: int, is_last: bool) -> bool:
+        """Whether there is a validation after step `step` (from 0). `is_last`: of those that are planned."""
+        if self._data is None:
+            return False
+        if self._every is None:
+            return is_last or self._plan.ends_epoch(step)
+        return is_last or (step + 1) % self._every == 0
+
+    def after_step(self, step: int, is_last: bool) -> None:
+        """Validates after step `step` (from 0), if it is time for it. A collective."""
+        if self._data is None or not self.is_due(step, is_last):
             return
         done = step + 1
         progress(f"the validation after step {done}")
-        size, limit = config.run.per_device_eval_batch_size, most_tokens(config)
-        loss = validation_loss(self._engine, data, size, limit, base.pad_token_id, self._world)
-        loss = from_main(self._world, loss)  # all ranks decide by one number
+        loss = from_main(self._world, self._measure(self._data))  # all ranks decide by one number
         self._reporter.validation(done, loss)
         self._early_stopping.see(done, loss)
-        self.newest = Validation(done, loss) if math.isfinite(loss) else None
-
-    def _is_due(self, step: int) -> bool:
-        plan, every = self._prepared.plan, self._prepared.config.run.eval_steps
-        if step + 1 == plan.num_steps:
-            return True
-        return plan.ends_epoch(step) if every is None else (step + 1) % every == 0
+        if math.isfinite(loss):
+            self.newest = Validation(done, loss, self._data.fingerprint)

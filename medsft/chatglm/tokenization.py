@@ -186,11 +186,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self._convert_token_to_id(self.eop_token)
 
     @property
-    def end_token_id(self) -> int | None:
-        """Id of `</s>` where the configuration names it (v1.1)."""
-        return None if self.end_token is None else self._convert_token_to_id(self.end_token)
-
-    @property
     def control_token_ids(self) -> frozenset[int]:
         """Ids of all pieces that steer the model and have no text: special tokens, `<s>`, `</s>`, `<pad>`."""
         if self._control_ids is None:

@@ -10,7 +10,7 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -102,10 +102,18 @@ class Identity:
 
 @dataclass(frozen=True)
 class Validation:
-    """loss: mean over the supervised tokens of the validation data, in nats, after `step` steps."""
+    """loss: mean over the supervised tokens of the validation data, in nats, after `step` steps.
+
+    data: fingerprint of the validation data; None: not known, in checkpoints from before it was kept.
+    """
 
     step: int
     loss: float
+    data: str | None = None
+
+    def is_comparable(self, data: str | None) -> bool:
+        """Whether it was measured on the data of that fingerprint; unknown data are taken for the same."""
+        return None in (self.data, data) or self.data == data
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class Manifest:
         epoch: passes over the data done, with a fraction.
         examples_seen, tokens_seen: since the start of the run, over all ranks.
         train_loss: the last reported one, in nats a supervised token; None before the first report.
-        validation: the most recent one, or None.
+        validation: the most recent one whose loss is a number, or None.
         created: UTC, ISO 8601.
         world_size: ranks that wrote it.
         identity: what a run that resumes is compared with.
@@ -348,12 +356,14 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind):
         _expect(dict, value, where)
         hints = _hints(kind)
-        if missing := [name for name in hints if name not in value]:
+        must = [field.name for field in fields(kind) if field.default is MISSING]
+        if missing := [name for name in must if name not in value]:
             raise ValueError(f"{where or 'it'} lacks {', '.join(missing)}")
         return kind(
             **{
                 name: _decode(hint, value[name], f"{where}.{name}".lstrip("."))
                 for name, hint in hints.items()
+                if name in value
             }
         )
     if get_origin(kind) is tuple:

@@ -27,7 +27,7 @@ from medsft.checkpoint.layout import shard_name
 from medsft.checkpoint.manifest import FileEntry, Manifest, Parameter, RankState, even_slices, tensor_name
 from medsft.checkpoint.retention import Keep, superseded
 from medsft.checkpoint.shard import write_shard
-from medsft.checkpoint.survey import survey
+from medsft.checkpoint.survey import comparable_losses, survey
 from medsft.checkpoint.verify import describe_file
 from medsft.engine.adam import STATES
 from medsft.engine.distributed import World
@@ -251,7 +251,7 @@ class CheckpointSaver:
         """Deletes what newer checkpoints supersede; a fault there costs room, but no checkpoint."""
         try:
             good = [found for found in survey(self._root) if found.fault is None]
-            for step in superseded([(found.step, found.best_loss) for found in good], self._keep):
+            for step in superseded(comparable_losses(good), self._keep):
                 commit.delete(self._root, step)
         except (UserError, OSError) as error:
             logger.warning("superseded checkpoints stay for now: %s", error)

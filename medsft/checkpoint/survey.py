@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,22 @@ class Found:
         if self.fault is not None or self.manifest is None or self.manifest.validation is None:
             return None
         return self.manifest.validation.loss if self.manifest.validation.step == self.step else None
+
+
+def comparable_losses(found: Sequence[Found]) -> list[tuple[int, float | None]]:
+    """(step, `best_loss`) of each, for `superseded`.
+
+    A loss counts as none where it was measured on other data than the run validates with now, which are
+    those of the newest validation.
+    """
+    usable = [item for item in found if item.fault is None and item.manifest and item.manifest.validation]
+    newest = max(usable, key=lambda item: item.step, default=None)
+    of_now = {
+        item.step
+        for item in usable
+        if item.manifest.validation.is_comparable(newest.manifest.validation.data)
+    }
+    return [(item.step, item.best_loss if item.step in of_now else None) for item in found]
 
 
 def checkpoints_root(path: Path) -> Path:

@@ -111,7 +111,7 @@ def prune(
 
     from medsft.checkpoint.commit import delete
     from medsft.checkpoint.retention import Keep, superseded
-    from medsft.checkpoint.survey import checkpoints_root, survey
+    from medsft.checkpoint.survey import checkpoints_root, comparable_losses, survey
     from medsft.run_folder import RunFolder
     from medsft.run_lock import claim
 
@@ -125,8 +125,7 @@ def prune(
                 "The newest checkpoint is damaged, so nothing was deleted: the older ones may be needed. "
                 f"{found[0].fault} Move {found[0].folder} away to prune the others."
             )
-        losses = [(item.step, item.best_loss) for item in found]
-        doomed = superseded(losses, Keep(keep_last, keep_every, keep_best))
+        doomed = superseded(comparable_losses(found), Keep(keep_last, keep_every, keep_best))
         for item in reversed(found):
             if item.step not in doomed:
                 what = "keep"

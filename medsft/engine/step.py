@@ -46,7 +46,8 @@ class StepState:
 
     num_skipped: steps left out so far. loss_scale: fp16's; None in other precisions. forward_s, backward_s,
     optimizer_s: seconds since the last asking, of all steps together, the waiting for other ranks included.
-    own_s: seconds of own work, waiting left out, in the steps that were measured (`medsft.engine.own_work`).
+    own_s: seconds of own work in a step, waiting left out, the mean of those that were measured
+    (`medsft.engine.own_work`).
     """
 
     num_skipped: int
@@ -80,6 +81,7 @@ class TrainStep:
         self.num_skipped = 0
         self._stopwatch = stopwatch or open_stopwatch(world.device)
         self._own_work = OwnWork(engine.module, engine.optimizer.optimizer, self._stopwatch)
+        self._num_measured = 0  # since the last asking
 
     def __call__(
         self, step: int, micro_batches: Sequence[MicroBatch], num_targets: int, measure: bool = False
@@ -94,6 +96,7 @@ class TrainStep:
         """
         engine, now, add = self._engine, self._stopwatch.now, self._stopwatch.add
         self._own_work.is_on = measure
+        self._num_measured += measure
         for group in engine.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._world.device)
@@ -119,6 +122,8 @@ class TrainStep:
     def state(self) -> StepState:
         """Counts so far, and times since the last call; waits for the device."""
         seconds = self._stopwatch.take()
+        own_s = seconds.get(own_work.NAME, 0.0) / max(1, self._num_measured)
+        self._num_measured = 0
         scaler = self._scaler
         return StepState(
             self.num_skipped,
@@ -126,7 +131,7 @@ class TrainStep:
             seconds.get("forward", 0.0),
             seconds.get("backward", 0.0),
             seconds.get("optimizer", 0.0),
-            seconds.get(own_work.NAME, 0.0),
+            own_s,
         )
 
     def counters(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from medsft.monitor.metrics import Metrics, Save, Start
 from medsft.monitor.metrics_file import MetricsFile
 from medsft.monitor.sink import Sample, Sink, Summary
 from medsft.monitor.tensorboard import TensorBoard
-from medsft.monitor.trackers import TRACKERS
+from medsft.monitor.trackers import open_tracker
 from medsft.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -30,20 +30,20 @@ class Reporter:
     A full disk, a library that is broken: the first failure of a sink is logged, later ones pass in silence.
     """
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = tuple(sinks)
-        self._failed: set[Sink] = set()
+    def __init__(self, sinks: Mapping[str, Sink]) -> None:
+        """`sinks`: name for the user -> sink, told and closed in this order."""
+        self._sinks = dict(sinks)
+        self._failed: set[str] = set()
         self._last: Metrics | None = None
         self._begin_s = time.perf_counter()
 
     def _each(self, report: Callable[[Sink], None]) -> None:
-        for sink in self._sinks:
+        for name, sink in self._sinks.items():
             try:
                 report(sink)
             except Exception as error:  # whatever it is, the training is worth more than its report
-                if sink not in self._failed:
-                    self._failed.add(sink)
-                    name = type(sink).__name__
+                if name not in self._failed:
+                    self._failed.add(name)
                     logger.warning(
                         "%s cannot write (%s); the training goes on without it", name, _fault(error)
                     )
@@ -88,14 +88,13 @@ class Reporter:
     def finish(
         self, steps: int, best_loss: float | None, best_step: int | None, flags: Mapping[str, object]
     ) -> None:
-        """The run has finished after `steps` steps; see `Summary`."""
+        """The run has finished after `steps` steps; see `Summary`. Nobody is waited for before `close`."""
         seconds = time.perf_counter() - self._begin_s
         summary = Summary(steps, seconds, best_loss, best_step, self._last, flags)
         self._each(lambda sink: sink.finish(summary))
-        self.close()
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come. A tracker may hold this up for a while, and what comes after it."""
         self._each(lambda sink: sink.close())
 
     def __enter__(self) -> Self:
@@ -122,7 +121,7 @@ def open_reporter(
     """All sinks for the rank that speaks, none for the others; one that cannot be opened is left out.
 
     `start_step` is the number of steps done before this process: what stands there of later ones goes.
-    `trackers` are names of `TRACKERS`, which are told the run's `flags`.
+    `trackers` are names for `open_tracker`, which are told the run's `flags`.
     """
     openers: dict[str, Callable[[], Sink]] = {
         "metrics.jsonl": lambda: MetricsFile(folder.metrics, start_step),
@@ -131,15 +130,15 @@ def open_reporter(
         "the health guard": lambda: Health(model),
     }
     for name in trackers:
-        openers[name] = partial(TRACKERS[name], folder, flags or {})
+        openers[name] = partial(open_tracker, name, folder, flags or {})
     if sys.stdout.isatty():
         openers["logs/terminal.log"] = lambda: LogFile(folder.path / "logs" / "terminal.log")
     if can_show_a_bar():
         openers["the bar"] = lambda: Bar(num_steps, start_step)
-    sinks = []
+    sinks = {}
     for name, opener in openers.items() if speaks else ():
         try:
-            sinks.append(opener())
+            sinks[name] = opener()
         except Exception as error:  # a report that cannot be written is no reason not to train
             logger.warning("%s cannot be opened (%s); the training goes on without it", name, _fault(error))
     return Reporter(sinks)

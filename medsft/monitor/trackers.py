@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shlex
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from medsft.errors import UserError
 from medsft.files import write_text
@@ -28,27 +30,52 @@ _PATIENCE_S = 20.0
 """So long the end of a run waits for a server; a job that is told to stop has no more time to spare."""
 
 
-class Tracker(Sink):
-    """Curves under the names that they have in TensorBoard, and at the end what runs are compared by."""
+class Service(Protocol):
+    """A run in one of the packages. `put` waits for no server, `end` may.
+
+    lost: what to do about points that a server did not take, the end of a warning.
+    """
+
+    lost: str
 
     def put(self, values: Mapping[str, float], step: int) -> None:
         """One point of each curve."""
-        raise NotImplementedError
+
+    def end(self, summary: Summary | None) -> None:
+        """Sends what is left, and how the run ended; None: it has not finished."""
+
+
+class Tracker(Sink):
+    """Curves under the names that they have in TensorBoard, and at the end what runs are compared by."""
+
+    def __init__(self, name: str, service: Service) -> None:
+        self._name = name
+        self._service = service
+        self._summary: Summary | None = None
 
     def train(self, metrics: Metrics) -> None:
         """One point of every train curve that has a value."""
-        self.put(points(metrics), metrics.step)
+        self._service.put(points(metrics), metrics.step)
 
     def validation(self, step: int, loss: float) -> None:
         """One point of the validation curve."""
-        self.put({"loss/validation": loss}, step)
+        self._service.put({"loss/validation": loss}, step)
 
     def checkpoint(self, save: Save) -> None:
         """One point of each checkpoint curve."""
-        self.put(save_points(save), save.step)
+        self._service.put(save_points(save), save.step)
+
+    def finish(self, summary: Summary) -> None:
+        """Keeps it for `close`: the run's own files wait for no server."""
+        self._summary = summary
+
+    def close(self) -> None:
+        """Waits until all is sent or written, but not for a network that is gone."""
+        if not ends_within(_PATIENCE_S, lambda: self._service.end(self._summary)):
+            logger.warning("%s does not answer; the run ends without it. %s", self._name, self._service.lost)
 
 
-class WandB(Tracker):
+class WandB:
     """A run of Weights & Biases. Without a login it is written to the folder (`wandb sync` sends it)."""
 
     def __init__(self, folder: RunFolder, flags: Mapping[str, object]) -> None:
@@ -71,27 +98,24 @@ class WandB(Tracker):
         # of its own steps in their order only.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
+        self.lost = f"`wandb sync {shlex.quote(str(Path(self._run.dir).parent))}` sends the rest."
         logger.info("Weights & Biases: %s", self._run.url if mode == "online" else f"{mode}, {place}")
 
     def put(self, values: Mapping[str, float], step: int) -> None:
         """Points over the curve `step`."""
         self._run.log({**values, "step": step})
 
-    def finish(self, summary: Summary) -> None:
-        """Figures of the table of runs."""
-        self._run.summary.update(final_points(summary))
-
-    def close(self) -> None:
-        """Waits until all is sent or written, but not for a network that is gone."""
-        if not ends_within(_PATIENCE_S, self._run.finish):
-            logger.warning(
-                "Weights & Biases does not answer; the run ends without it. `wandb sync %s` sends the rest.",
-                Path(self._run.dir).parent,
-            )
+    def end(self, summary: Summary | None) -> None:
+        """Figures of the table of runs, and everything sent or written."""
+        if summary is not None:
+            self._run.summary.update(final_points(summary))
+        self._run.finish()
 
 
-class MLflow(Tracker):
+class MLflow:
     """A run of MLflow. Without MLFLOW_TRACKING_URI it goes into a data base in the folder (`mlflow ui`)."""
+
+    lost = "Its last points may be missing there."
 
     def __init__(self, folder: RunFolder, flags: Mapping[str, object]) -> None:
         # A server that does not answer holds up the end of a run only, and not for long.
@@ -104,7 +128,6 @@ class MLflow(Tracker):
         self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", own))
         self._id = _remembered(place / "mlflow.id", lambda: self._make(folder))
         self._client.update_run(self._id, status="RUNNING")
-        self._end = "KILLED"
         logger.info("MLflow: run %s", self._id)  # the address may hold a password
         for name, value in plain_flags(flags).items():
             self._client.set_tag(self._id, f"flag.{name}", value)  # parameters could not change at a restart
@@ -120,22 +143,23 @@ class MLflow(Tracker):
         for name, value in values.items():
             self._client.log_metric(self._id, name, value, step=step, synchronous=False)
 
-    def finish(self, summary: Summary) -> None:
-        """Figures of the table of runs."""
-        self.put(final_points(summary), summary.steps)
-        self._end = "FINISHED"
-
-    def close(self) -> None:
-        """Waits until all is sent, but not for a server that is gone, and says how the run ended."""
-        if not ends_within(_PATIENCE_S, lambda: self._client.set_terminated(self._id, status=self._end)):
-            logger.warning("MLflow does not answer; the run ends without it, its last points may be missing.")
+    def end(self, summary: Summary | None) -> None:
+        """Figures of the table of runs, everything sent, and how the run ended."""
+        if summary is not None:
+            self.put(final_points(summary), summary.steps)
+        self._client.set_terminated(self._id, status="KILLED" if summary is None else "FINISHED")
 
 
-TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Tracker]] = {
+TRACKERS: Mapping[str, Callable[[RunFolder, Mapping[str, object]], Service]] = {
     "wandb": WandB,
     "mlflow": MLflow,
 }
 """What --report_to may name; each is also the name of its package."""
+
+
+def open_tracker(name: str, folder: RunFolder, flags: Mapping[str, object]) -> Tracker:
+    """The tracker of that name in `TRACKERS`, told the run's `flags`."""
+    return Tracker(name, TRACKERS[name](folder, flags))
 
 
 def ends_within(seconds: float, work: Callable[[], object]) -> bool:

@@ -257,7 +257,7 @@ def test_retention_early_stopping_and_what_a_checkpoint_says_of_itself(toy_model
     # After the first, no validation loss is lower by so much: the third ends the run.
     arguments = flags(
         toy_model, instruction_file, out, save_steps=1, keep_every_steps=5, save_total_limit=1,
-        validation_file=instruction_file, eval_steps=3, max_steps=20,
+        logging_steps=4, validation_file=instruction_file, eval_steps=3, max_steps=20,
         early_stopping_patience=2, early_stopping_threshold=100,
     )  # fmt: skip
     finish(arguments, 1, "the training ends here", "at best, after step", launcher="python")
@@ -269,10 +269,39 @@ def test_retention_early_stopping_and_what_a_checkpoint_says_of_itself(toy_model
     manifest = json.loads((out / "checkpoints" / "step-00000005" / "manifest.json").read_text())
     assert manifest["step"] == manifest["adam_step"] == 5
     assert manifest["examples_seen"] == 40 and manifest["epoch"] == pytest.approx(40 / 512)
+    assert manifest["validation"].pop("data") == manifest["identity"]["data"]
     assert manifest["validation"] == {"step": 3, "loss": losses[3]}
+    # The last step is reported though none was due there, each step's examples once.
+    reports = {record["step"]: record for record in read_metrics(out)}
+    assert list(reports) == [4, 8, 9]
+    assert [report["examples_seen"] for report in reports.values()] == [32, 64, 72]
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    points = {point.step: point.value for point in board.Scalars("loss/train")}
+    assert points == {step: pytest.approx(report["loss"]) for step, report in reports.items()}
+    assert json.loads((out / "DONE").read_text())["train_loss"] == reports[9]["loss"]
+    assert all(report["busy_max_s"] > report["data_wait_s"] for report in reports.values())
     saves = read_metrics(out, "checkpoint")
     assert [save["step"] for save in saves] == list(range(1, 10))
     assert all(save["num_bytes"] > 0 and save["stall_s"] >= 0 for save in saves)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_other_validation_data_counts_anew(toy_model, instruction_file, tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other.jsonl"
+    lines = instruction_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    other.write_text("".join(lines[:40]), encoding="utf-8")
+    settings = {
+        "validation_file": instruction_file, "eval_steps": 3, "max_steps": 40, "save_steps": 3,
+        "early_stopping_patience": 2, "early_stopping_threshold": 100,
+    }  # fmt: skip
+    finish(flags(toy_model, instruction_file, out, **settings), 1, launcher="python")
+    settings["validation_file"] = other
+    arguments = flags(toy_model, instruction_file, out, **settings)
+    finish(arguments, 1, "validation data are others than those of step 9", launcher="python")
+    # 12 is the first of its kind and progress; the second after it without any ends the run.
+    assert [record["step"] for record in read_metrics(out, "validation")] == [3, 6, 9, 12, 15, 18]
+    assert json.loads((out / "DONE").read_text())["step"] == 18
+    finish(arguments, 1, "nothing to do", launcher="python")
 
 
 @pytest.mark.slow

@@ -247,6 +247,19 @@ def test_unknown_fields_are_ignored(folder):
     assert read_manifest(folder) == TOY
 
 
+def test_the_data_of_a_validation_may_be_unknown(folder):
+    content = content_of(folder)
+    assert content["validation"].pop("data") is None  # as checkpoints of older versions lack it
+    seal(folder, content)
+    assert read_manifest(folder) == TOY
+    content["validation"]["data"] = "a" * 64
+    seal(folder, content)
+    assert read_manifest(folder).validation == replace(TOY.validation, data="a" * 64)
+    content["validation"]["data"] = 7
+    seal(folder, content)
+    assert "validation.data is 7, not text" in damage(folder).problem
+
+
 @pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])
 def test_a_field_is_lacking(folder, field):
     content = content_of(folder)

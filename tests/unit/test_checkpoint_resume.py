@@ -204,12 +204,14 @@ PLAN = StepPlan(num_examples=20, fingerprint="c" * 64, global_batch_size=8, seed
     ("flags", "steps"),
     [
         (("--save_strategy", "no"), []),
-        (("--save_strategy", "steps", "--save_steps", "3"), [3, 6, 8]),
-        (("--save_strategy", "steps"), [8]),
-        (("--save_strategy", "epoch"), [3, 5, 8]),
-        (("--save_strategy", "time"), [8]),
-        ((), [3, 5, 8]),
+        (("--save_strategy", "steps", "--save_steps", "3"), [3, 6]),
+        (("--save_strategy", "steps"), []),
+        (("--save_strategy", "epoch"), [3, 5]),
+        (("--save_strategy", "time"), []),
+        ((), [3, 5]),
     ],
 )
 def test_when_a_checkpoint_is_due(flags, steps):
-    assert [step + 1 for step in range(8) if is_save_due(settings(*flags), PLAN, step)] == steps
+    due = [step + 1 for step in range(7) if is_save_due(settings(*flags), PLAN, step, is_last=False)]
+    assert due == steps
+    assert is_save_due(settings(*flags), PLAN, 6, is_last=True) == ("no" not in flags)

@@ -531,10 +531,10 @@ def test_reports_end_with_a_run_that_is_stopped(tmp_path):
         def close(self) -> None:
             closed.append(True)
 
-    with Reporter([Place(10)]):
+    with Reporter({"place": Place(10)}):
         pass
     assert not closed  # the end is still to be told
-    with pytest.raises(KeyboardInterrupt), Reporter([Place(10)]):
+    with pytest.raises(KeyboardInterrupt), Reporter({"place": Place(10)}):
         raise KeyboardInterrupt
     assert closed == [True]
 
@@ -544,12 +544,12 @@ def test_a_full_disk_stops_no_training_and_is_told_once(tmp_path, caplog):
     with Path("/dev/full").open("w", encoding="utf-8") as nothing_fits:
         os.dup2(nothing_fits.fileno(), full._file.fileno())
     good = MetricsFile(tmp_path / "metrics.jsonl")
-    reporter = Reporter((full, good))
+    reporter = Reporter({"the full one": full, "metrics.jsonl": good})
     with caplog.at_level("WARNING", logger="medsft"):
         for step in (1, 2, 3):
             reporter.validation(step, 1.0)
         reporter.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "MetricsFile cannot write" in caplog.text and "No space left" in caplog.text
+    assert "the full one cannot write" in caplog.text and "No space left" in caplog.text
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

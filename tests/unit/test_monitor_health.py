@@ -96,11 +96,11 @@ def test_whatever_a_sink_does_the_training_goes_on(caplog):
         def train(self, metrics):
             raise RuntimeError("a library fell over")
 
-    reporter = Reporter([Broken(), Health()])
+    reporter = Reporter({"a broken one": Broken(), "the health guard": Health()})
     for step in range(3):
         reporter.train(metrics(step, 1.0))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning == "Broken cannot write (a library fell over); the training goes on without it"
+    assert warning == "a broken one cannot write (a library fell over); the training goes on without it"
 
 
 def test_the_layout_names_curves_that_are_written(tmp_path):

@@ -2,22 +2,29 @@
 
 import importlib.util
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medsft import config
+from medsft import config, train
 from medsft.config import parse
+from medsft.early_stopping import EarlyStopping
+from medsft.engine.distributed import World
 from medsft.errors import UserError
 from medsft.monitor import trackers
 from medsft.monitor.metrics import Metrics, Save
 from medsft.monitor.reporter import open_reporter
 from medsft.monitor.trackers import check_installed, ends_within
+from medsft.provenance import Provenance
 from medsft.run_folder import RunFolder
 
 REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]
 METRICS = Metrics(1, 0.1, 3.0, 5e-5, 1.0, 10.0, 5.0, 8, 80, 0.99, 0, 1.0)
 FLAGS = {"learning_rate": 1e-4, "train_file": ["a"]}
+PROVENANCE = Provenance("base", "a" * 64, "none", FLAGS, {}, step=1)
 
 
 def is_there(name):
@@ -43,11 +50,16 @@ def test_a_folder_that_wandb_left_is_no_package(tmp_path, monkeypatch):
 
 
 def test_one_that_fails_stops_no_training(tmp_path, monkeypatch, caplog):
-    class Offline(trackers.Tracker):
+    class Offline:
+        lost = "All is lost."
+
         def __init__(self, folder, flags):
             assert flags == FLAGS
 
         def put(self, values, step):
+            raise ConnectionError("no route to host")
+
+        def end(self, summary):
             raise ConnectionError("no route to host")
 
     monkeypatch.setitem(trackers.TRACKERS, "wandb", Offline)
@@ -56,10 +68,11 @@ def test_one_that_fails_stops_no_training(tmp_path, monkeypatch, caplog):
     reporter.train(METRICS)
     reporter.validation(1, 2.0)
     reporter.finish(1, 2.0, 1, FLAGS)
+    reporter.close()
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [text.split(";")[0] for text in said] == [
         "mlflow cannot be opened (division by zero)",
-        "Offline cannot write (no route to host)",
+        "wandb cannot write (no route to host)",
     ]
 
 
@@ -72,6 +85,48 @@ def test_a_server_that_never_answers_is_not_waited_for():
     assert ends_within(10.0, answer.wait)
     with pytest.raises(OSError, match="no route"):
         ends_within(10.0, lambda: (_ for _ in ()).throw(OSError("no route to host")))
+
+
+def test_the_files_of_a_finished_run_wait_for_no_tracker(tmp_path, monkeypatch, caplog):
+    """One hangs and one fails in the end; until then everything of the run's own is complete."""
+    folder, release, seen = RunFolder(tmp_path), threading.Event(), {}
+
+    class Hanging:
+        lost = "Send it again."
+
+        def put(self, values, step):
+            assert not folder.done.exists()
+
+        def end(self, summary):
+            seen["DONE"] = folder.done.exists()
+            seen["lines"] = folder.metrics.read_text(encoding="utf-8").count("\n")
+            board = EventAccumulator(str(folder.tensorboard)).Reload()
+            seen["best"] = board.Scalars("result/best_validation_loss")[0].value
+            seen["told"] = summary.best_loss
+            release.wait()
+
+    class Failing(Hanging):
+        def end(self, summary):
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda folder, flags: Hanging())
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", lambda folder, flags: Failing())
+    monkeypatch.setattr(trackers, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(train, "together", lambda world: nullcontext())
+    reporter = open_reporter(folder, 1, True, trackers=["wandb", "mlflow"], flags=FLAGS)
+    reporter.train(METRICS)
+    early_stopping = EarlyStopping()
+    early_stopping.see(1, 2.0)
+    try:
+        train.finish(folder, PROVENANCE, early_stopping, reporter, World(0, 1, 0, torch.device("cpu")))
+    finally:
+        release.set()
+    assert seen == {"DONE": True, "lines": 1, "best": 2.0, "told": 2.0}
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "wandb does not answer; the run ends without it. Send it again.",
+        "mlflow cannot write (no route to host); the training goes on without it",
+    ]
 
 
 def report(folder, name):
