@@ -2,7 +2,7 @@
 
     python -m launcher run --num-gpus 2 benchmarks/checkpoint_rank.py saves --model MODEL --folder FOLDER
 
-Runs on the parts of a real training (`medsft.assembly`, `medsft.saving`) without its data. Seconds are those
+Runs on the parts of a real training (`medsft.training`: assembly, saving) without its data. Seconds are those
 of the slowest rank, all having begun together; bytes are of all ranks.
 """
 
@@ -24,7 +24,6 @@ from unittest.mock import patch
 from peak import Peak, private_bytes
 from rank_run import Run, do_step, open_run, timed
 
-from medsft import assembly, saving
 from medsft.checkpoint import shard
 from medsft.checkpoint.layout import shard_name, step_folder, steps_in
 from medsft.checkpoint.retention import Keep
@@ -34,6 +33,7 @@ from medsft.engine.state import TrainingState
 from medsft.engine.step import TrainStep
 from medsft.files import sync
 from medsft.monitor.metrics import Figures
+from medsft.training import assembly, saving
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

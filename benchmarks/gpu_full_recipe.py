@@ -36,13 +36,13 @@ from machine import RESULTS, above_zero, at_least, write_result
 from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.init import write_random_model
 from medsft.errors import UserError
-from medsft.fitting import this_cluster
 from medsft.planner.advice import Candidate, Job, best, command, read_configs
 from medsft.planner.lengths import MED_CHATGLM_EXAMPLES, Lengths
 from medsft.planner.memory import Saves
 from medsft.planner.plan import Batch
 from medsft.planner.shape import Shape
 from medsft.shapes import PRESETS, RELEASED_ROWS
+from medsft.training.fitting import this_cluster
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RANK_SCRIPT = Path(__file__).with_name("gpu_full_recipe_rank.py")

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from made_up import made_up_rows
 
-from medsft import assembly, saving
 from medsft.chatglm.base import BaseModel
 from medsft.checkpoint.manifest import Manifest
 from medsft.config import Config, parse
 from medsft.data.pack import pack
 from medsft.data.plan import StepPlan
-from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import World, complete_environment, from_all, start, sum_over_ranks
 from medsft.engine.step import TrainStep
 from medsft.engine.stopwatch import Stopwatch
 from medsft.monitor.metrics import Figures
 from medsft.provenance import Provenance, software_versions
 from medsft.run_folder import RunFolder
+from medsft.training import assembly, saving
+from medsft.training.early_stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

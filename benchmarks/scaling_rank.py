@@ -16,11 +16,11 @@ from made_up import made_up_rows
 from rank_run import Run, do_step, open_run, timed
 from traffic import Traffic
 
-from medsft import assembly
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.data.pack import pack
 from medsft.engine.step import TrainStep
 from medsft.engine.stopwatch import Stopwatch
+from medsft.training import assembly
 
 
 def parse_options() -> argparse.Namespace:

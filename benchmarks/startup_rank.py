@@ -38,8 +38,9 @@ def main() -> int:
     """Imports and runs the training."""
     for module in ("torch", "transformers", "medsft.train", "deepspeed"):
         timed(f"import {module}", importlib.import_module)(module)
-    from medsft import assembly, train
+    from medsft import train
     from medsft.engine import process
+    from medsft.training import assembly
 
     process.start = timed("join the other ranks", process.start)
     assembly.open_base = timed("open model and tokenizer", assembly.open_base)

@@ -40,13 +40,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from medsft import assembly
 from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.export import export_model
 from medsft.config import Config, parse
 from medsft.data.progress import terminal_progress
-from medsft.description import describe_run, start_reporter
-from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import (
     World,
     from_all,
@@ -65,13 +62,16 @@ from medsft.evaluation.loss import validation_loss
 from medsft.files import write_json
 from medsft.monitor.metrics import Figures, Hardware
 from medsft.monitor.reporter import Reporter
-from medsft.preparation import Prepared, prepare
 from medsft.provenance import Provenance
 from medsft.run_folder import RunFolder, step_name, writing
 from medsft.run_lock import check_shared, claim
-from medsft.samples import Samples
-from medsft.saving import Saving, draft_manifest, flags_to_leave_out, identity_of, is_of, restore
-from medsft.validating import Validating, take_up
+from medsft.training import assembly
+from medsft.training.description import describe_run, start_reporter
+from medsft.training.early_stopping import EarlyStopping
+from medsft.training.preparation import Prepared, prepare
+from medsft.training.samples import Samples
+from medsft.training.saving import Saving, draft_manifest, flags_to_leave_out, identity_of, is_of, restore
+from medsft.training.validating import Validating, take_up
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

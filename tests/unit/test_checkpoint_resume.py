@@ -12,7 +12,7 @@ from medsft.data.plan import StepPlan
 from medsft.errors import UserError
 from medsft.launch import launch_names
 from medsft.run_folder import RunFolder
-from medsft.saving import flags_to_leave_out, is_save_due
+from medsft.training.saving import flags_to_leave_out, is_save_due
 
 IDENTITY = Identity(model="a" * 64, tokenizer="b" * 64, data="c" * 64, seed=42, global_batch_size=8)
 

@@ -281,7 +281,7 @@ def test_what_is_told_of_a_checkpoint(tmp_path):
 
 def test_checkpoint_flags_have_their_defaults():
     from medsft.config import RunConfig
-    from medsft.saving import DEFAULT_SAVE_MINUTES, DEFAULT_SAVE_STEPS
+    from medsft.training.saving import DEFAULT_SAVE_MINUTES, DEFAULT_SAVE_STEPS
 
     rows = {unquoted(row[0]): row[1:] for row in table_under("docs/checkpoints.md", "flag")}
     all_of_them = {f"--{f.name}" for f in fields(RunConfig) if CHECKPOINT_FLAGS.fullmatch(f.name)}

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from medsft.config import parse
-from medsft.early_stopping import EarlyStopping
 from medsft.errors import UserError
+from medsft.training.early_stopping import EarlyStopping
 
 REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]
 

@@ -10,11 +10,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Room -> rooms it may not know of. A room is a file or a folder of medsft.
 COMMANDS = {"train", "cli"}
-PARTS = {"assembly", "saving", "fitting", "samples", "preparation", "description", "validating"}
-RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", *PARTS, *COMMANDS}
+RUN = {"engine", "checkpoint", "monitor", "evaluation", "inference", "training", *COMMANDS}
 FORBIDDEN = {
     "allreduce": {"*"},
-    "early_stopping": {"*"},
     "errors": {"*"},
     "exit_codes": {"*"},
     "files": {"*"},
@@ -34,17 +32,11 @@ FORBIDDEN = {
     "provenance": {"chatglm", "data", *RUN},
     "monitor": {"data", *RUN - {"monitor"}},
     "planner": {"config", "chatglm", *RUN},
-    "fitting": {"checkpoint", "monitor", "evaluation", "inference", "assembly", "saving", *COMMANDS},
     "engine": RUN - {"engine"},
     "checkpoint": RUN - {"engine", "checkpoint"},
     "inference": RUN - {"inference"},
-    "evaluation": {"monitor", "checkpoint", *PARTS, *COMMANDS},
-    "assembly": {"monitor", "evaluation", "inference", *PARTS - {"assembly"}, *COMMANDS},
-    "samples": {"checkpoint", "evaluation", "inference", "config", *PARTS - {"samples"}, *COMMANDS},
-    "saving": {*PARTS - {"saving", "assembly"}, "evaluation", "inference", *COMMANDS},
-    "preparation": {"samples", "description", "validating", "evaluation", "inference", *COMMANDS},
-    "description": {"samples", "validating", "evaluation", "inference", *COMMANDS},
-    "validating": {"samples", "description", "inference", *COMMANDS},
+    "evaluation": {"monitor", "checkpoint", "training", *COMMANDS},
+    "training": {"inference", *COMMANDS},
     "train": {"cli"},
 }
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medsft import samples
 from medsft.monitor import health
 from medsft.monitor.health import STRAGGLER_REPORTS, WINDOW, Health, ModelFacts
 from medsft.monitor.metrics import Metrics, Start
 from medsft.monitor.reporter import Reporter
 from medsft.monitor.tensorboard import LAYOUT, TAGS, TensorBoard
+from medsft.training import samples
 
 
 def metrics(step, loss, grad_norm=1.0):

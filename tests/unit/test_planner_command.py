@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from typer.testing import CliRunner
 
-from medsft import fitting
 from medsft.chatglm import ChatGLMConfig
 from medsft.cli import app
 from medsft.config import parse
@@ -29,6 +28,7 @@ from medsft.planner.lengths import Lengths
 from medsft.planner.memory import Stage
 from medsft.planner.plan import Batch, Plan, plan
 from medsft.planner.shape import Shape
+from medsft.training import fitting
 
 CHATGLM_6B = Shape(130_528, 4096, 28, 32, 16_384)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsft import samples
 from medsft.engine.distributed import World
-from medsft.samples import FROM_THE_BOX, Samples, fixed_prompts
+from medsft.training import samples
+from medsft.training.samples import FROM_THE_BOX, Samples, fixed_prompts
 
 GMASK, SOP, EOP = 1, 2, 3
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from medsft import config, train
 from medsft.config import parse
-from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import World
 from medsft.errors import UserError
 from medsft.monitor import trackers
@@ -20,6 +19,7 @@ from medsft.monitor.reporter import open_reporter
 from medsft.monitor.trackers import check_installed, ends_within
 from medsft.provenance import Provenance
 from medsft.run_folder import RunFolder
+from medsft.training.early_stopping import EarlyStopping
 
 REQUIRED = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o"]
 METRICS = Metrics(1, 0.1, 3.0, 5e-5, 1.0, 10.0, 5.0, 8, 80, 0.99, 0, 1.0)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from checkpoint_slices import MANIFEST_OF_NOTHING
 
-from medsft import validating
 from medsft.checkpoint.manifest import Validation
 from medsft.checkpoint.retention import Keep, superseded
 from medsft.checkpoint.survey import Found, comparable_losses
 from medsft.data.plan import StepPlan
-from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import World
-from medsft.validating import Validating, take_up
+from medsft.training import validating
+from medsft.training.early_stopping import EarlyStopping
+from medsft.training.validating import Validating, take_up
 
 PLAN = StepPlan(num_examples=20, fingerprint="c" * 64, global_batch_size=8, seed=0, num_steps=8)
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from medsft.checkpoint.manifest import Manifest, Validation
 from medsft.data.dataset import EncodedDataset
 from medsft.data.plan import StepPlan
-from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import World, from_main
 from medsft.engine.watchdog import progress
 from medsft.monitor.reporter import Reporter
+from medsft.training.early_stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol, Self
 
-from medsft.assembly import OF_A_PLACE
 from medsft.chatglm.base import BaseModel
 from medsft.checkpoint import commit
 from medsft.checkpoint.manifest import Identity, Manifest, Validation
@@ -20,7 +19,6 @@ from medsft.checkpoint.saver import CheckpointSaver
 from medsft.config import Config, RunConfig
 from medsft.data.plan import StepPlan
 from medsft.data.progress import terminal_progress
-from medsft.early_stopping import EarlyStopping
 from medsft.engine.distributed import AgreedError, World, largest, together
 from medsft.engine.rng import restore_rng_states
 from medsft.engine.state import TrainingState, restore_scaler
@@ -31,6 +29,8 @@ from medsft.monitor.metrics import Figures, Save
 from medsft.monitor.reporter import Reporter
 from medsft.provenance import Provenance
 from medsft.run_folder import RunFolder, move_aside, move_aside_newer, move_aside_results
+from medsft.training.assembly import OF_A_PLACE
+from medsft.training.early_stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
 

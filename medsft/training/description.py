@@ -16,10 +16,10 @@ from medsft.monitor.health import ModelFacts
 from medsft.monitor.metrics import Start
 from medsft.monitor.reporter import Reporter, open_reporter
 from medsft.planner.shape import Shape
-from medsft.preparation import Prepared
 from medsft.provenance import Provenance, software_versions
 from medsft.run_folder import RunFolder, writing
-from medsft.saving import make_room
+from medsft.training.preparation import Prepared
+from medsft.training.saving import make_room
 
 NUM_SHOWN = 8
 """Examples of the first step that are shown decoded."""

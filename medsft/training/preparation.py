@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from medsft import assembly
 from medsft.chatglm.base import BaseModel
 from medsft.checkpoint.reader import Checkpoint
 from medsft.config import Config
@@ -15,10 +14,11 @@ from medsft.data.encode import describe_example
 from medsft.data.plan import StepPlan
 from medsft.engine.deepspeed_config import Batch
 from medsft.engine.distributed import World, together
-from medsft.fitting import Fit, check_fit
 from medsft.monitor.trackers import check_installed
 from medsft.run_folder import RunFolder
-from medsft.saving import find_checkpoint
+from medsft.training import assembly
+from medsft.training.fitting import Fit, check_fit
+from medsft.training.saving import find_checkpoint
 
 logger = logging.getLogger(__name__)
 
