@@ -203,7 +203,7 @@ def test_the_speed_that_is_claimed_is_the_one_measured():
     for name, claim in claims.items():
         assert claim in (REPOSITORY / name).read_text(encoding="utf-8"), name
     for row in rows_of(results / "train_step_growth.json"):
-        assert abs(row["in use, grown KB a step"]) < 10
+        assert abs(row["in use, grown KB a step"]) < 1
 
 
 def test_growth_is_told_from_rows_of_changing_lengths(benchmarks):
