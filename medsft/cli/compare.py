@@ -72,7 +72,7 @@ def compare(
     """The same questions to two models, side by side, greedily answered, with a verdict."""
     from rich.console import Console
 
-    from medsft.cli.progress import progress
+    from medsft.cli.progress import if_interrupted, progress
     from medsft.evaluation.compare import compare_models
     from medsft.evaluation.comparison_page import check_name, write_comparison
     from medsft.evaluation.comparison_table import comparison_table, measures_table
@@ -102,25 +102,26 @@ def compare(
             'Give --general_choices, mark questions with "kind": "general" and "accepted": ["…"], or leave '
             "--questions out to use those in the box."
         )
-    findings = compare_models(
-        base,
-        tuned,
-        asked,
-        suites,
-        max_new_tokens,
-        prompt_template.value,
-        dtype.value,
-        device,
-        num_bits(quantize),
-        progress,
-    )
+    with if_interrupted("nothing of it is kept; the same command asks everything again"):
+        findings = compare_models(
+            base,
+            tuned,
+            asked,
+            suites,
+            max_new_tokens,
+            prompt_template.value,
+            dtype.value,
+            device,
+            num_bits(quantize),
+            progress,
+        )
     console = Console()
     console.print(comparison_table(findings.answered))
     console.print(measures_table(findings))
-    if output is not None:
-        write_comparison(output, findings)
-        typer.echo(f"written to {output}")
     faults = findings.faults(Gate(min_exact, max_forgetting, max_accuracy_drop))
+    if output is not None:
+        write_comparison(output, base, tuned, findings, faults)
+        typer.echo(f"written to {output}")
     for fault in faults:
         typer.echo(harmless(fault), err=True)
     if faults:

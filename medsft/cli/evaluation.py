@@ -45,25 +45,27 @@ def evaluate(
     """Loss, perplexity, and scores of a model's answers; goes on after an interruption."""
     from rich.console import Console
 
-    from medsft.cli.progress import progress
+    from medsft.cli.progress import if_interrupted, progress
     from medsft.evaluation.evaluate import evaluate_model, evaluation_table
 
     folder = output_dir or model / "evaluation"
-    found = evaluate_model(
-        model,
-        questions,
-        folder,
-        num_questions,
-        generate,
-        max_source_length,
-        max_target_length,
-        batch_size,
-        prompt_template.value,
-        dtype.value,
-        device,
-        num_bits(quantize),
-        progress,
-    )
+    kept = f"the answers so far are kept in {folder}; the same command asks only what is missing"
+    with if_interrupted(kept if generate else "nothing is kept; the same command begins again"):
+        found = evaluate_model(
+            model,
+            questions,
+            folder,
+            num_questions,
+            generate,
+            max_source_length,
+            max_target_length,
+            batch_size,
+            prompt_template.value,
+            dtype.value,
+            device,
+            num_bits(quantize),
+            progress,
+        )
     if found is not None:
         Console().print(evaluation_table(found))
         typer.echo(f"written to {folder}")

@@ -1,7 +1,8 @@
-"""Progress of long commands on the terminal; plain lines where stderr is none."""
+"""Long commands on the terminal: their progress (plain lines where stderr is none), and Ctrl-C."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -25,3 +26,16 @@ def byte_progress(what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
 
     with progress(what, in_bytes=True) as report:
         yield counting(report, num_bytes)
+
+
+@contextmanager
+def if_interrupted(kept: str) -> Iterator[None]:
+    """Says at Ctrl-C what is kept and how to go on, on the first rank; the exit code stays 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        import typer
+
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"medsft: interrupted: {kept}", err=True)
+        raise

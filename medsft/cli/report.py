@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medsft.errors import UserError
+from medsft.terminal import harmless
 
 
 def report(
@@ -24,7 +25,7 @@ def report(
     page = output or runs[0] / "report.html"
     text = run_page([read_run(run) for run in runs])
     try:
-        write_text(page, text)
+        write_text(page, harmless(text))
     except OSError as error:
         raise UserError(f"{page} cannot be written ({error}); give another --output.") from error
     typer.echo(f"written to {page}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from medsft.errors import UserError
+from medsft.evaluation.comparison_file import write_facts
 from medsft.evaluation.findings import Findings, measures
 from medsft.evaluation.question_set import Question
 from medsft.files import write_text
@@ -29,10 +31,16 @@ def check_name(path: Path) -> None:
         raise UserError(f"--output {path} is a folder; give the name of a file.")
 
 
-def write_comparison(path: Path, findings: Findings) -> None:
-    """Writes both tables to `path`, whose name `check_name` has let through; `UserError` where that fails."""
+def write_comparison(
+    path: Path, base: Path, tuned: Path, findings: Findings, faults: Sequence[str] = ()
+) -> None:
+    """Writes both tables to `path`, whose name `check_name` has let through, and `compare.json` beside it.
+
+    base, tuned: the models. faults: what the gate found. Raises `UserError` where the writing fails.
+    """
     try:
         write_text(path, harmless(_markdown(findings) if path.suffix == ".md" else _html(findings)))
+        write_facts(path.parent, base, tuned, findings, faults)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}.") from error
 

@@ -42,6 +42,22 @@ def test_the_document_has_every_question(losses):
     assert "medical: ROUGE-1" in losses[2]
 
 
+def test_an_interruption_says_what_is_kept(toy_model, instruction_file, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medsft.evaluation.evaluate.answer_all", interrupted)
+    monkeypatch.setattr("medsft.evaluation.compare.answer_loss", interrupted)
+    words = ["eval", "--model", toy_model, "--questions", instruction_file, "--num_questions", 1]
+    words += ["--output_dir", tmp_path / "评 测"]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 130
+    (line,) = [line for line in result.stderr.splitlines() if "interrupted" in line]
+    assert "kept in" in line and "评 测" in line and "only what is missing" in line
+    result = compare(toy_model, toy_model, "--num_questions", 1)
+    assert (result.exit_code, "interrupted: nothing of it is kept" in result.stderr) == (130, True)
+
+
 def test_the_gate_opens_and_shuts(toy_model, other_model, losses):
     base, tuned, _ = losses
     grown = tuned - base

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
@@ -10,8 +11,12 @@ from typer.testing import CliRunner
 
 from medsft.cli import app
 from medsft.errors import UserError
+from medsft.evaluation.comparison_page import write_comparison
+from medsft.evaluation.findings import Answered, Change, Findings
+from medsft.evaluation.question_set import Question
 from medsft.monitor.run import read_run
 from medsft.monitor.run_page import run_page
+from medsft.run_folder import move_aside_results
 
 
 def report(*arguments):
@@ -125,6 +130,24 @@ def test_evaluations_stand_side_by_side(run, tmp_path):
     assert table == [["measure 指标", name, str(other)], ["loss", "—", "—"], ["scores.bleu_4", "7.25", "9.5"]]
     assert rows(page, f"evaluation.json, {other}: worst") == [["question", "score"], ["&lt;1&gt;", "0"]]
     assert "half.json" not in page
+
+
+def test_a_comparison_in_the_runs_folder_is_shown(run):
+    bell = "红\u202e\x07<b>"
+    question = Question("挂什么科?", "神经内科。")
+    answered = (Answered(question, bell, "神经内科。"),)
+    findings = Findings(answered, (Change("medical", 3.0, 0.5),), {}, ())
+    write_comparison(run / "before-after.html", Path("base"), run, findings, ["only 0% exact"])
+    assert report(run).exit_code == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    name = str(run).replace("<1>", "&lt;1&gt;")
+    assert ["faults", "only 0% exact"] in rows(page, "compare.json")
+    assert rows(page, f"compare.json, {name}: losses") == [["kind", "base", "tuned"], ["medical", "3", "0.5"]]
+    _, (asked, _, expected, before, is_exact, *after) = rows(page, f"compare.json, {name}: answers")
+    assert (asked, expected, before, is_exact) == ("挂什么科?", "神经内科。", "红&lt;b&gt;", "no 否")
+    assert after == ["神经内科。", "yes 是"]
+    move_aside_results(run)  # the run goes on: it was true of an earlier model
+    assert not (run / "compare.json").exists()
 
 
 def test_starts_and_checkpoints_stand_on_the_time_line(tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -28,6 +29,7 @@ from medsft.terminal import harmless
 CAPITAL = Question("首都?", "北京。", kind="general", accepted=("北京",))
 SUM = Question("三加五?", "八。", kind="general", accepted=("八", "8"))
 MEDICAL = Question("挂什么科?", "神经内科。")
+MODELS = (Path("模型 1"), Path("runs/first"))
 FINDINGS = Findings(
     answered=(
         Answered(CAPITAL, "中国的首都是北京。", "上海"),
@@ -165,7 +167,7 @@ def test_documents_take_no_orders_either(tmp_path):
     page, text = tmp_path / "页 面.html", tmp_path / "页 面.md"
     for path in (page, text):
         check_name(path)
-        write_comparison(path, evil)
+        write_comparison(path, *MODELS, evil)
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(path.read_text(encoding="utf-8"))
     assert "&lt;script&gt;" in page.read_text(encoding="utf-8")
     assert "<script" not in page.read_text(encoding="utf-8")
@@ -179,7 +181,7 @@ def test_documents_take_no_orders_either(tmp_path):
 def test_documents_have_the_whole_answer_and_the_measures(tmp_path):
     long = replace(FINDINGS, answered=(Answered(MEDICAL, "长" * 500, "神经内科。"),))
     for name in ("a.md", "a.html"):
-        write_comparison(tmp_path / name, long)
+        write_comparison(tmp_path / name, *MODELS, long)
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "长" * 500 in text
         for row in measures(long):
@@ -188,9 +190,31 @@ def test_documents_have_the_whole_answer_and_the_measures(tmp_path):
 
 
 def test_documents_mark_what_is_exact(tmp_path):
-    write_comparison(tmp_path / "a.md", FINDINGS)
+    write_comparison(tmp_path / "a.md", *MODELS, FINDINGS)
     rows = (tmp_path / "a.md").read_text(encoding="utf-8").splitlines()
     assert "| 挂什么科? | 神经内科。 | × (empty 空) | √ 神经内科。 |" in rows
+
+
+def test_programs_have_all_of_it_in_numbers(tmp_path):
+    scores = mean_scores(["神经内科。"], [MEDICAL])
+    lost = replace(FINDINGS, losses=(Change("general", 1.0, math.nan),), scores={"medical": (scores, scores)})
+    write_comparison(tmp_path / "a.md", *MODELS, lost, ["forgetting: all of it"])
+    facts = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    assert (facts["base"], facts["tuned"]) == ("模型 1", "runs/first")
+    assert facts["faults"] == ["forgetting: all of it"]
+    assert facts["losses"] == [{"kind": "general", "base": 1.0, "tuned": None}]
+    assert {"kind": "medical", "score": "exact", "base": 100.0, "tuned": 100.0} in facts["scores"]
+    assert facts["accuracies"][1]["tuned_unanswered"] == 3
+    assert [item["question"] for item in facts["answers"]] == ["首都?", "三加五?", "挂什么科?"]
+    assert facts["answers"][2] == {
+        "question": "挂什么科?",
+        "kind": "medical",
+        "expected": "神经内科。",
+        "base": "",
+        "base_exact": False,
+        "tuned": "神经内科。",
+        "tuned_exact": True,
+    }
 
 
 def test_measures_by_hand():
