@@ -59,6 +59,7 @@ def chat(
     from medsft.inference.sampling import Sampling
 
     sys.stdin.reconfigure(errors="strict")  # a wrong encoding shall be told, not passed on to the model
+    sys.stdout.reconfigure(errors="replace")  # a terminal in GBK lacks signs that an answer may hold
     if sys.stdin.isatty():
         typer.echo(f"loading {model} …", err=True)
     responder = open_responder(

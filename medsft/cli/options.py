@@ -51,7 +51,9 @@ ModelOption = Annotated[Path, typer.Option("--model", help="Model folder, or a r
 TemplateOption = Annotated[
     Template,
     typer.Option(
-        "--prompt_template", help="How a question is written for the model; auto: as it was trained."
+        "--prompt_template",
+        "--prompt-template",
+        help="How a question is written for the model; auto: as it was trained.",
     ),
 ]
 PrecisionOption = Annotated[

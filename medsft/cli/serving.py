@@ -67,5 +67,6 @@ def serve(
             folder, prompt_template.value, dtype.value, device, num_bits(quantize), postprocess
         )
         typer.echo(f"{name}: {responders[name].summary}", err=True)
-    typer.echo(f"{', '.join(responders)} at http://{host}:{port}/ (Ctrl-C ends)", err=True)
+    place = f"[{host}]" if ":" in host else host
+    typer.echo(f"{', '.join(responders)} at http://{place}:{port}/ (Ctrl-C ends)", err=True)
     answer(responders, limits, host, port, key)

@@ -63,8 +63,9 @@ class Responder:
         room = self.model.config.max_sequence_length - max_new_tokens - 2
         if room < 1:
             raise UserError(
-                f"--max_new_tokens {max_new_tokens} leaves no room for the question in the model's "
-                f"{self.model.config.max_sequence_length} positions; give a smaller number."
+                f"an answer of up to {max_new_tokens} tokens leaves no room for the question in the model's "
+                f"{self.model.config.max_sequence_length} positions; allow fewer "
+                "(--max_new_tokens, max_tokens)."
             )
         ids, cut = encode_prompt(query, history, self.tokenizer, room, self.template)
         return [*ids, self.tokenizer.gmask_token_id, self.tokenizer.bos_token_id], cut

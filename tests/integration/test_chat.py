@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from chat_toy import PAIRS, ROUND
+from typer.testing import CliRunner
 
 from medsft.chatglm import ChatGLMForConditionalGeneration
 from medsft.chatglm.base import open_tokenizer
+from medsft.cli import app
 from medsft.data.records import read_files
 from medsft.errors import UserError
 from medsft.inference.chat import chat
@@ -113,7 +115,7 @@ def test_a_failing_generation_is_raised_not_waited_for(responder, monkeypatch):
 
 
 def test_no_room_for_the_question_is_explained(responder):
-    with pytest.raises(UserError, match=r"--max_new_tokens 255.*256 positions"):
+    with pytest.raises(UserError, match=r"up to 255 tokens.*256 positions.*--max_new_tokens"):
         list(responder.stream("头痛怎么办？", (), Sampling(max_new_tokens=255)))
 
 
@@ -140,6 +142,13 @@ def test_history_is_kept_until_cleared(responder, capsys):
 def test_control_characters_do_not_reach_the_terminal(responder, capsys, monkeypatch):
     monkeypatch.setattr(responder, "stream", lambda *_: (piece for piece in ["a\x1b[31m", "红\t\n　b\x07"]))
     assert talk(responder, "x\n", False, capsys) == "a[31m红\t\n　b\n"
+
+
+def test_what_the_output_cannot_spell_does_not_end_the_conversation(responder, chat_model_dir, monkeypatch):
+    monkeypatch.setattr(responder, "stream", lambda *_: (piece for piece in ["微笑", "😀"]))
+    monkeypatch.setattr("medsft.inference.responder.open_responder", lambda *_: responder)
+    result = CliRunner(charset="gbk").invoke(app, ["chat", "--model", str(chat_model_dir)], input="笑\n")
+    assert (result.exit_code, result.stdout) == (0, "微笑?\n")
 
 
 def test_an_answer_that_is_stopped_leaves_the_old_one(responder, capsys, monkeypatch):

@@ -265,7 +265,14 @@ def test_unknown_paths_and_methods(server):
 
 
 def test_other_names_for_this_machine_are_refused(server):
-    for host, expected in (("evil.example", 403), ("localhost:8000", 200), ("[::1]:1", 200), ("", 403)):
+    for host, expected in (
+        ("evil.example", 403),
+        ("LocalHost:8000", 200),
+        ("[::1]:1", 200),
+        ("127.0.0.2", 200),
+        ("127.evil", 403),
+        ("", 403),
+    ):
         assert server.request("GET", "/v1/models", headers={"Host": host})[0] == expected
 
 
@@ -460,23 +467,17 @@ def test_slow_writers_are_let_go(responder):
         assert server.ask(QUESTION, **GREEDY)[0] == 200
 
 
-def test_readers_that_take_nothing_are_let_go():
-    """The socket's buffers would hide it from a server that runs: here `send` never comes back."""
-    ended = []
-
-    async def app(scope, receive, send):
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-        finally:
-            ended.append(True)
-
-    async def nothing_more():
-        return {"type": "http.request", "body": b""}
-
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
-    guard = Guard(app, Limits(write_s=0.05), None)
-    asyncio.run(asyncio.wait_for(guard(scope, nothing_more, lambda message: asyncio.Future()), 5))
-    assert ended == [True]
+def test_readers_that_take_nothing_are_let_go(responder):
+    """More questions than the socket's buffers have room for answers: the last ones wait to be taken."""
+    with running({"toy": responder}, Limits(write_s=0.3)) as server:
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(20)
+            deaf.connect(("127.0.0.1", server.port))
+            with pytest.raises(ConnectionError):
+                while True:
+                    deaf.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        assert server.ask(QUESTION, **GREEDY)[0] == 200
 
 
 def test_load_with_faults(server):

@@ -97,8 +97,15 @@ def test_two_models_side_by_side(browser, responder, monkeypatch):
 
 def test_a_key_is_asked_for_once(browser, responder):
     with running({"toy": responder}, Limits(), key="s3cret") as server:
-        script = "window.asked = 0; window.prompt = () => { window.asked += 1; return 's3cret'; }"
-        added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+        script = "window.asked = 0; window.prompt = () => { window.asked += 1; return 'GIVEN'; }"
+        # What no header can hold is not kept, so that it is asked for again.
+        wrong = script.replace("GIVEN", "密钥")
+        added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=wrong)
+        browser.call("Page.navigate", url=f"{server.url}/")
+        browser.wait_for("window.asked === 1")
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+        right = script.replace("GIVEN", "s3cret")
+        added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=right)
         browser.call("Page.navigate", url=f"{server.url}/")
         browser.wait_for(is_ready(1))
         set_value(browser, "temperature", 0)

@@ -1,4 +1,4 @@
-"""Connections that do not ask for anything are closed."""
+"""Connections on which nothing moves are closed: no question comes, or no answer is taken."""
 
 from __future__ import annotations
 
@@ -9,23 +9,39 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Connection(H11Protocol):
-    """uvicorn's, closed when the head of a request does not arrive whole in time.
+    """uvicorn's, closed when a request's head does not arrive, or what is sent is not taken, in time.
 
-    Without this, clients that send nothing hold their connections for ever, and `max_connections` of them
-    keep everybody else out. uvicorn itself limits only the pause after an answer.
+    Without this, clients that send or read nothing hold their connections for ever, and `max_connections` of
+    them keep everybody else out. uvicorn itself limits only the pause after an answer.
 
-    head_s: from the connection's begin, or the next head's first byte, to the head's end.
+    head_s: from the connection's begin, or the next head's first byte, to the head's end. write_s: for the
+    client's system to take what was sent last.
     """
 
-    def __init__(self, head_s: float, *arguments: object, **more: object) -> None:
+    def __init__(self, head_s: float, write_s: float, *arguments: object, **more: object) -> None:
         super().__init__(*arguments, **more)
         self._head_s = head_s
+        self._write_s = write_s
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """As asyncio has it."""
         super().connection_made(transport)
+        # Writing pauses as soon as the system takes no more: also a connection that is being closed waits so.
+        transport.set_write_buffer_limits(high=0)
         self._watch()
+
+    def pause_writing(self) -> None:
+        """As asyncio has it."""
+        super().pause_writing()
+        # `close` would wait for the client to read.
+        self._write_timer = self.loop.call_later(self._write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """As asyncio has it."""
+        super().resume_writing()
+        self._write_timer = _cancelled(self._write_timer)
 
     def data_received(self, data: bytes) -> None:
         """As asyncio has it."""
@@ -35,15 +51,15 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it."""
         super().connection_lost(exc)
-        self._unwatch()
+        self._head_timer, self._write_timer = _cancelled(self._head_timer), _cancelled(self._write_timer)
 
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE:  # the head is complete
-            self._unwatch()
+            self._head_timer = _cancelled(self._head_timer)
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self._head_s, self.transport.close)
 
-    def _unwatch(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

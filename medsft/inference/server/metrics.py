@@ -28,7 +28,7 @@ class Metrics:
         )
         self.first_text_s = Histogram(
             "medsft_first_text_seconds",
-            "From the request to the first text of its answer",
+            "From the place in line to the first text of an answer",
             ["model"],
             buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
             registry=self._registry,

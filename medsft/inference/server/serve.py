@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from medsft.inference.server.app import make_app
 from medsft.inference.server.connection import Connection
 from medsft.inference.server.engine import Engine
 from medsft.inference.server.generation import Served
-from medsft.inference.server.limits import Limits
+from medsft.inference.server.limits import Limits, is_loopback
 
 KEY_VARIABLE = "MEDSFT_SERVE_KEY"
 
@@ -37,14 +36,6 @@ def read_key(host: str, environment: Mapping[str, str]) -> str | None:
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise UserError(f"{KEY_VARIABLE} may hold letters, digits and ASCII signs only, and no blank.")
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -84,7 +75,7 @@ def make_server(app: ASGIApp, host: str, port: int, limits: Limits) -> uvicorn.S
     """A server that is not running yet."""
     config = uvicorn.Config(
         app,
-        http=partial(Connection, limits.read_s),
+        http=partial(Connection, limits.read_s, limits.write_s),
         host=host,
         port=port,
         log_level="warning",
