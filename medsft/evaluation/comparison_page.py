@@ -10,7 +10,7 @@ from medsft.evaluation.comparison_file import write_facts
 from medsft.evaluation.findings import Findings, measures
 from medsft.evaluation.question_set import Question
 from medsft.files import write_text
-from medsft.pages.markdown import table
+from medsft.pages.markdown import plain, table
 from medsft.pages.page import render
 from medsft.terminal import harmless
 
@@ -19,6 +19,7 @@ _TITLE = "Before and after training 训练前后"
 _QUESTION_HEAD = ("question 问题", "expected 标准答案", "before 训练前", "after 训练后")
 _MEASURE_HEAD = ("measure 指标", "before 训练前", "after 训练后")
 _EMPTY = "(empty 空)"
+_REFUSED = "Not accepted 未通过"
 
 
 def check_name(path: Path) -> None:
@@ -34,21 +35,24 @@ def check_name(path: Path) -> None:
 def write_comparison(
     path: Path, base: Path, tuned: Path, findings: Findings, faults: Sequence[str] = ()
 ) -> None:
-    """Writes both tables to `path`, whose name `check_name` has let through, and `compare.json` beside it.
+    """Writes both tables and the verdict to `path`, whose name `check_name` has let through; `compare.json` beside it.
 
     base, tuned: the models. faults: what the gate found. Raises `UserError` where the writing fails.
     """
+    make = _markdown if path.suffix == ".md" else _html
     try:
-        write_text(path, harmless(_markdown(findings) if path.suffix == ".md" else _html(findings)))
+        write_text(path, harmless(make(findings, faults)))
         write_facts(path.parent, base, tuned, findings, faults)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}.") from error
 
 
-def _html(findings: Findings) -> str:
+def _html(findings: Findings, faults: Sequence[str]) -> str:
     return render(
         _PAGE,
         title=_TITLE,
+        refused=_REFUSED,
+        faults=faults,
         question_head=_QUESTION_HEAD,
         answered=findings.answered,
         measure_head=_MEASURE_HEAD,
@@ -57,7 +61,7 @@ def _html(findings: Findings) -> str:
     )
 
 
-def _markdown(findings: Findings) -> str:
+def _markdown(findings: Findings, faults: Sequence[str]) -> str:
     questions = [
         (
             item.question.query.strip(),
@@ -68,7 +72,8 @@ def _markdown(findings: Findings) -> str:
         for item in findings.answered
     ]
     tables = (table(_QUESTION_HEAD, questions), table(_MEASURE_HEAD, measures(findings)))
-    return "\n".join([f"# {_TITLE}\n", *tables])
+    verdict = [f"**{_REFUSED}:** {plain(fault)}.\n" for fault in faults]
+    return "\n".join([f"# {_TITLE}\n", *verdict, *tables])
 
 
 def _marked(answer: str, is_exact: bool, question: Question) -> str:

@@ -1,4 +1,4 @@
-"""Tables in Markdown whose text may be anybody's."""
+"""Markdown whose text may be anybody's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from html import escape
 _ORDERS = re.compile(r"([\\`*_\[\]#~|!$])")
 
 
+def plain(text: str) -> str:
+    """A text that is shown as it is, line ends included."""
+    return _ORDERS.sub(r"\\\1", escape(text, quote=False)).replace("\n", "<br>")
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells show their texts as they are, line ends included."""
+    """A table whose cells show their texts as they are."""
 
     def line(cells: Sequence[str]) -> str:
-        safe = (_ORDERS.sub(r"\\\1", escape(cell, quote=False)).replace("\n", "<br>") for cell in cells)
-        return f"| {' | '.join(safe)} |\n"
+        return f"| {' | '.join(map(plain, cells))} |\n"
 
     return line(head) + line(["---"] * len(head)) + "".join(map(line, rows))

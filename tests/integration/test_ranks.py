@@ -137,5 +137,6 @@ def test_epochs_decide_about_checkpoints_and_steps_about_validation(toy_model, i
     validation = {line["step"]: line["loss"] for line in lines if line["kind"] == "validation"}
     for folder, measured in zip(checkpoints, (2, 5), strict=True):
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        assert manifest["validation"] == {"step": measured, "loss": validation[measured]}
+        found = (manifest["validation"]["step"], manifest["validation"]["loss"])
+        assert found == (measured, validation[measured])
     assert json.loads((run / "DONE").read_text())["step"] == 5

@@ -189,6 +189,15 @@ def test_documents_have_the_whole_answer_and_the_measures(tmp_path):
     assert "长" * 201 not in shown(comparison_table(long.answered)).replace("\n", "")
 
 
+def test_documents_tell_what_the_gate_refused(tmp_path):
+    for name in ("a.md", "a.html"):
+        write_comparison(tmp_path / name, *MODELS, FINDINGS, ["forgetting: all of <it>"])
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "Not accepted 未通过:" in text and "forgetting: all of" in text and "<it>" not in text
+        write_comparison(tmp_path / name, *MODELS, FINDINGS)
+        assert "Not accepted" not in (tmp_path / name).read_text(encoding="utf-8")
+
+
 def test_documents_mark_what_is_exact(tmp_path):
     write_comparison(tmp_path / "a.md", *MODELS, FINDINGS)
     rows = (tmp_path / "a.md").read_text(encoding="utf-8").splitlines()
