@@ -35,9 +35,9 @@ def check_name(path: Path) -> None:
 def write_comparison(
     path: Path, base: Path, tuned: Path, findings: Findings, faults: Sequence[str] = ()
 ) -> None:
-    """Writes both tables and the verdict to `path`, whose name `check_name` has let through; `compare.json` beside it.
+    """Writes both tables and the verdict to `path`, whose name `check_name` has let through.
 
-    base, tuned: the models. faults: what the gate found. Raises `UserError` where the writing fails.
+    `compare.json` is put beside it. base, tuned: the models. faults: what the gate found. Raises `UserError` where the writing fails.
     """
     make = _markdown if path.suffix == ".md" else _html
     try:
