@@ -17,7 +17,8 @@ from launcher.preflight.table import Report
 from launcher.run_folder import RunFolder
 from launcher.shell import InterruptedWork
 from launcher.signals import is_asked_to_stop
-from launcher.supervision.watch import Grace, JobEnd, watch
+from launcher.supervision.job_end import JobEnd
+from launcher.supervision.watch import Grace, watch
 
 Say = Callable[[str], None]
 

@@ -15,7 +15,7 @@ from launcher.exit_codes import CHECKPOINTED, GAVE_UP, describe, shell_code
 from launcher.run_folder import RunFolder
 from launcher.shell import InterruptedWork
 from launcher.signals import PASSED_ON, held_back
-from launcher.supervision.watch import JobEnd
+from launcher.supervision.job_end import JobEnd
 
 LONGEST_DELAY_S = 60.0
 # Enough doublings for any delay that is not zero; more would leave the range of floating point.

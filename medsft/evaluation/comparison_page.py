@@ -37,7 +37,8 @@ def write_comparison(
 ) -> None:
     """Writes both tables and the verdict to `path`, whose name `check_name` has let through.
 
-    `compare.json` is put beside it. base, tuned: the models. faults: what the gate found. Raises `UserError` where the writing fails.
+    `compare.json` is put beside it. base, tuned: the models. faults: what the gate found. Raises `UserError`
+    where the writing fails.
     """
     make = _markdown if path.suffix == ".md" else _html
     try:

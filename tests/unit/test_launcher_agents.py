@@ -17,7 +17,8 @@ from launcher import shell
 from launcher.command import Command
 from launcher.control.spec import VARIABLE, Spec
 from launcher.signals import held_back
-from launcher.supervision.watch import Grace, JobEnd, watch
+from launcher.supervision.job_end import JobEnd
+from launcher.supervision.watch import Grace, watch
 from launcher.transport.remote import RemoteTransport
 from tests.unit.launcher_control import REPOSITORY, a_job, wait_until
 

@@ -12,8 +12,8 @@ import pytest
 from launcher import run_folder
 from launcher.run_folder import RunFolder
 from launcher.shell import here, on_all
+from launcher.supervision.job_end import JobEnd
 from launcher.supervision.restart import Policy, Progress, after_crash, run
-from launcher.supervision.watch import JobEnd
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from launcher.run_folder import RunFolder
 from launcher.shell import Done, InterruptedWork
 from launcher.signals import held_back
 from launcher.starts import Starts, finished_for_sure
-from launcher.supervision.watch import JobEnd
+from launcher.supervision.job_end import JobEnd
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ON_CPU = {"DS_ACCELERATOR": "cpu"}

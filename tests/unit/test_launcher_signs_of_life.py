@@ -12,8 +12,9 @@ from launcher.ranks.heartbeat import Heartbeat, Silence
 from launcher.ranks.process import RankProcess
 from launcher.signals import held_back
 from launcher.supervision import watch as watch_module
+from launcher.supervision.job_end import JobEnd
 from launcher.supervision.signs_of_life import SignsOfLife
-from launcher.supervision.watch import Grace, JobEnd, watch
+from launcher.supervision.watch import Grace, watch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Beats as a training does, and stays where it is until it may go on.

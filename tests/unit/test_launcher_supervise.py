@@ -11,7 +11,8 @@ from launcher.ranks.process import RankProcess
 from launcher.ranks.rank import Ended
 from launcher.signals import held_back
 from launcher.supervision import watch as watch_module
-from launcher.supervision.watch import Grace, RankEnd, classify, most_telling, watch
+from launcher.supervision.job_end import RankEnd, classify, most_telling
+from launcher.supervision.watch import Grace, watch
 
 
 @pytest.fixture(autouse=True)
