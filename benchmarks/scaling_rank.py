@@ -78,7 +78,7 @@ def taken_apart(
 def main() -> None:
     """Measures, and counts in one step more, in which the counting may take its time.
 
-    Plain steps, whose time is the table's, take turns with those that are taken apart.
+    Plain steps, whose time is the table's, take turns with those that are taken apart, on the same examples.
     """
     options = parse_options()
     if options.plain:
@@ -91,10 +91,10 @@ def main() -> None:
     num_examples = options.examples // run.world.size
     seconds, parts = [], []
     for number in range(options.num_warmup_steps + options.num_steps):
-        seconds.append(timed(run.world, lambda number=2 * number: do_step(run, step, number, num_examples)))
-        parts.append(taken_apart(run, step, blocked, 2 * number + 1, num_examples))
+        seconds.append(timed(run.world, lambda number=number: do_step(run, step, number, num_examples)))
+        parts.append(taken_apart(run, step, blocked, number, num_examples))
     with Traffic(run.world.size) as traffic:
-        do_step(run, step, 2 * number + 2, num_examples)
+        do_step(run, step, number + 1, num_examples)
     if run.world.is_main:
         found = {
             "seconds": seconds[options.num_warmup_steps :],

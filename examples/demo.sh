@@ -67,7 +67,7 @@ medsft compare \
   --tuned "$out/run" \
   --questions "$out/questions.jsonl" \
   --min_exact 0.8 \
-  --output "$out/run/before-after.html"
+  --output "$out/run/evaluation/before-after.html"
 
 say "7. The whole run on one page"
 medsft report "$out/run"

@@ -82,9 +82,7 @@ _OF_A_RUN = (
     "DONE",
 )
 """`snapshots` is what runs wrote before there were checkpoints."""
-COMPARISON = "compare.json"
-"""What `medsft compare` leaves beside its document for `medsft report`."""
-_ABOUT_A_RUN = ("evaluation", "report.html", COMPARISON)
+_ABOUT_A_RUN = ("evaluation", "report.html")
 """What other commands put beside it: true of this run only."""
 
 

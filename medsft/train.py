@@ -35,7 +35,7 @@ if __package__ in (None, ""):
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -168,12 +168,13 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
                 samples.after_step(info.step, is_last)
                 saving.after_step(info.step, stop, validating.newest, is_last)
             progress(f"its wait for the data of step {done + 1}")
-    stop.finishing()
-    saving.settle()
-    progress("the writing of the model")
-    provenance = replace(provenance, step=done, **figures.totals())
-    save_model(prepared, engine, provenance, folder, world)
-    finish(folder, provenance, early_stopping, reporter, world)
+    with closing(reporter):
+        stop.finishing()
+        saving.settle()
+        progress("the writing of the model")
+        provenance = replace(provenance, step=done, **figures.totals())
+        save_model(prepared, engine, provenance, folder, world)
+        finish(folder, provenance, early_stopping, reporter, world)
 
 
 @contextmanager
@@ -234,7 +235,7 @@ def finish(
     reporter: Reporter,
     world: World,
 ) -> None:
-    """DONE is the last file: who sees it can rely on all the rest. Only then is a tracker waited for."""
+    """DONE is the last file: who sees it can rely on all the rest. Trackers are waited for after it."""
     best_loss, best_step = early_stopping.best_loss, early_stopping.best_step
     reporter.finish(provenance.step, best_loss, best_step, provenance.flags)
     with together(world), writing(folder.path):
@@ -245,7 +246,6 @@ def finish(
         logger.info("the best by validation: medsft export %s MODEL_FOLDER --step %d", run, best_step)
     logger.info("look at it: medsft report %s", run)
     logger.info("done: medsft chat --model %s", shlex.quote(str(folder.model)))
-    reporter.close()
 
 
 if __name__ == "__main__":

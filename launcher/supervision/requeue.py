@@ -169,8 +169,7 @@ def after_run(
     A run that has checkpointed (75) goes on as `decide` says. Any other that is not over for good (0, 2, 3),
     and one that could not be started at all (`exit_code` None), may have lost its ranks, agents or checks to
     a preemption, whose SIGTERM comes to the job's steps: it is requeued if Slurm says so, and else nothing is
-    said. Does nothing outside of Slurm and with `max_requeues` 0. Where Slurm gives no answer a line says
-    what to do.
+    said. Does nothing outside of Slurm and with `max_requeues` 0. Where Slurm gives no answer a line says so.
     """
     job_id = environment.get("SLURM_JOB_ID")
     if job_id is None or exit_code in (FINISHED, USER_ERROR, DIVERGED) or max_requeues == 0:
@@ -187,7 +186,10 @@ def after_run(
         if decision.requeue:
             requeue(job_id)
     except LauncherError as error:
-        say(f"the job was not requeued: {error} By hand: scontrol requeue {job_id}")
+        if exit_code == CHECKPOINTED:
+            say(f"the job was not requeued: {error} By hand: scontrol requeue {job_id}")
+        else:
+            say(f"whether Slurm preempted the job is not known: {error}")
         return False
     say(f"job {job_id} {'is requeued' if decision.requeue else 'is not requeued'}: {decision.why}")
     return decision.requeue

@@ -30,6 +30,8 @@ _KILL_IF_FROZEN = 0
 _GIVE_UP = -1
 # So long, in seconds, SIGKILL may take: the kernel gives much memory back first.
 _KILLED_S = 15.0
+# After so long, in seconds, a script has begun, whether it gives signs of life or not: imports take less.
+_BEGUN_S = 600.0
 # Longest sleep between two looks at the ranks, in seconds; SIGCHLD wakes the launcher before.
 _LOOK_S = 1.0
 _NUM_LAST_LINES = 15
@@ -188,7 +190,7 @@ class _Watcher:
         While Python starts and imports, nobody heeds a signal; the rank's first sign of life comes after.
         """
         was_asked = -end.code in self._asked & PASSED_ON
-        return was_asked and self._ranks[end.rank].silence() is None
+        return was_asked and end.after_s < _BEGUN_S and self._ranks[end.rank].silence() is None
 
     def _has_left_as_asked(self, end: RankEnd) -> bool:
         """Whether a rank without a checkpoint ended by what it was asked, not by a failure."""

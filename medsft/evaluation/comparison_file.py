@@ -1,4 +1,4 @@
-"""The comparison for programs, and for `medsft report`: `compare.json`."""
+"""The comparison for programs, and for `medsft report`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 from medsft.evaluation.findings import Findings
 from medsft.evaluation.scores import SCORE_NAMES
 from medsft.files import write_json
-from medsft.run_folder import COMPARISON
 
 
-def write_facts(folder: Path, base: Path, tuned: Path, findings: Findings, faults: Sequence[str]) -> None:
-    """Writes `compare.json` into a folder; `faults` are those of `Findings.faults`. Raises OSError."""
-    write_json(folder / COMPARISON, {"base": str(base), "tuned": str(tuned), **facts(findings, faults)})
+def write_facts(path: Path, base: Path, tuned: Path, findings: Findings, faults: Sequence[str]) -> None:
+    """Writes a JSON object; `faults` are those of `Findings.faults`. Raises OSError."""
+    write_json(path, {"base": str(base), "tuned": str(tuned), **facts(findings, faults)})
 
 
 def facts(findings: Findings, faults: Sequence[str]) -> dict[str, Any]:

@@ -37,13 +37,13 @@ def write_comparison(
 ) -> None:
     """Writes both tables and the verdict to `path`, whose name `check_name` has let through.
 
-    `compare.json` is put beside it. base, tuned: the models. faults: what the gate found. Raises `UserError`
-    where the writing fails.
+    Beside `page.html` comes `page.html.json`. base, tuned: the models. faults: what the gate found. Raises
+    `UserError` where the writing fails.
     """
     make = _markdown if path.suffix == ".md" else _html
     try:
         write_text(path, harmless(make(findings, faults)))
-        write_facts(path.parent, base, tuned, findings, faults)
+        write_facts(path.with_name(f"{path.name}.json"), base, tuned, findings, faults)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}.") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medsft.errors import UserError
-from medsft.run_folder import COMPARISON, RunFolder
+from medsft.run_folder import RunFolder
 
 Record = Mapping[str, Any]
 
@@ -25,8 +25,7 @@ class Run:
         damaged: numbers of the lines, from 1, that cannot be read: the last while the run writes it, others
             after damage.
         description: run.json; empty where there is none.
-        evaluations: file name -> JSON object that `medsft eval` and the like left in `evaluation`, and
-            `medsft compare` in the run's folder.
+        evaluations: file name -> JSON object that `medsft eval` and `medsft compare` left in `evaluation`.
         is_done: whether the run finished.
     """
 
@@ -78,8 +77,8 @@ def read_run(path: Path) -> Run:
         description = _object(folder.description.read_bytes()) if folder.description.is_file() else {}
         evaluations = {
             file.name: found
-            for file in (*sorted((path / "evaluation").glob("*.json")), path / COMPARISON)
-            if file.is_file() and (found := _object(file.read_bytes()))
+            for file in sorted((path / "evaluation").glob("*.json"))
+            if (found := _object(file.read_bytes()))
         }
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); give a folder that can.") from error

@@ -106,7 +106,7 @@ def test_the_whole_recipe(tmp_path):
     assert (row["configuration"], row["steps"]) == ("zero3_cpu.json", 4)
     assert row["packing %"] > 97
     assert 0 < row["training s"] < row["whole s"]
-    assert row["step s"] == pytest.approx(row["forward s"] + row["backward s"] + row["optimiser s"], rel=0.5)
+    assert row["step s"] == pytest.approx(row["forward s"] + row["backward s"] + row["optimiser s"], rel=0.3)
     # A step of 16 examples of 69 tokens on average; the medians of speed and time are of the same steps.
     assert row["useful tokens/s"] * row["step s"] == pytest.approx(16 * 69, rel=0.5)
 

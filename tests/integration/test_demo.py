@@ -31,11 +31,11 @@ def test_the_demo_ends_with_exact_answers(tmp_path):
         "scores"
     ]
     assert scores["exact"] >= 80
-    comparison = (out / "run" / "before-after.html").read_text(encoding="utf-8")
+    comparison = (out / "run" / "evaluation" / "before-after.html").read_text(encoding="utf-8")
     report = (out / "run" / "report.html").read_text(encoding="utf-8")
     assert "心" in comparison and "<svg" in report
     assert "scores.exact" in report and "Samples" in report and "302" in report
-    assert "compare.json" in report
+    assert "before-after.html.json" in report
     assert (out / "run" / "DONE").exists()
     steps = sorted(path.name for path in (out / "run" / "checkpoints").glob("step-*"))
     assert steps == ["step-00000400", "step-00000472"]

@@ -137,17 +137,18 @@ def test_a_comparison_in_the_runs_folder_is_shown(run):
     question = Question("挂什么科?", "神经内科。")
     answered = (Answered(question, bell, "神经内科。"),)
     findings = Findings(answered, (Change("medical", 3.0, 0.5),), {}, ())
-    write_comparison(run / "before-after.html", Path("base"), run, findings, ["only 0% exact"])
+    (run / "evaluation").mkdir()
+    write_comparison(run / "evaluation" / "a.html", Path("base"), run, findings, ["only 0% exact"])
     assert report(run).exit_code == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     name = str(run).replace("<1>", "&lt;1&gt;")
-    assert ["faults", "only 0% exact"] in rows(page, "compare.json")
-    assert rows(page, f"compare.json, {name}: losses") == [["kind", "base", "tuned"], ["medical", "3", "0.5"]]
-    _, (asked, _, expected, before, is_exact, *after) = rows(page, f"compare.json, {name}: answers")
+    assert ["faults", "only 0% exact"] in rows(page, "a.html.json")
+    assert rows(page, f"a.html.json, {name}: losses") == [["kind", "base", "tuned"], ["medical", "3", "0.5"]]
+    _, (asked, _, expected, before, is_exact, *after) = rows(page, f"a.html.json, {name}: answers")
     assert (asked, expected, before, is_exact) == ("挂什么科?", "神经内科。", "红&lt;b&gt;", "no 否")
     assert after == ["神经内科。", "yes 是"]
     move_aside_results(run)  # the run goes on: it was true of an earlier model
-    assert not (run / "compare.json").exists()
+    assert not (run / "evaluation").exists()
 
 
 def test_starts_and_checkpoints_stand_on_the_time_line(tmp_path):

@@ -208,7 +208,7 @@ def test_programs_have_all_of_it_in_numbers(tmp_path):
     scores = mean_scores(["神经内科。"], [MEDICAL])
     lost = replace(FINDINGS, losses=(Change("general", 1.0, math.nan),), scores={"medical": (scores, scores)})
     write_comparison(tmp_path / "a.md", *MODELS, lost, ["forgetting: all of it"])
-    facts = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    facts = json.loads((tmp_path / "a.md.json").read_text(encoding="utf-8"))
     assert (facts["base"], facts["tuned"]) == ("模型 1", "runs/first")
     assert facts["faults"] == ["forgetting: all of it"]
     assert facts["losses"] == [{"kind": "general", "base": 1.0, "tuned": None}]

@@ -33,10 +33,39 @@ def test_the_narrowest_group_counts(groups, files, found, tmp_path):
     assert host_memory_bytes(tmp_path) == (psutil.virtual_memory().total if found is None else found)
 
 
-def test_free_memory_is_never_more_than_the_group_allows(tmp_path):
+def test_free_memory_is_what_the_host_has_left():
     assert 0 < free_memory_bytes() <= psutil.virtual_memory().total + psutil.swap_memory().total
+
+
+@pytest.mark.parametrize(
+    ("group", "place", "files", "left"),
+    [
+        ("0::/", "", {"memory.max": 4096, "memory.current": 1000}, 3096),
+        # The page cache is dropped before anything has to end.
+        (
+            "0::/a",
+            "a",
+            {"memory.max": 4096, "memory.current": 4000, "memory.stat": "anon 500\ninactive_file 3500"},
+            3596,
+        ),
+        ("0::/", "", {"memory.max": 4096, "memory.current": 5000}, 0),
+        (
+            "5:memory:/",
+            "memory",
+            {
+                "memory.limit_in_bytes": 4096,
+                "memory.usage_in_bytes": 4000,
+                "memory.stat": "total_inactive_file 904",
+            },
+            1000,
+        ),
+    ],
+)
+def test_free_memory_is_what_the_group_has_left(group, place, files, left, tmp_path):
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
-    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("4096\n")
-    assert free_memory_bytes(tmp_path) == 4096
+    (tmp_path / "proc/self/cgroup").write_text(f"{group}\n")
+    folder = tmp_path / "sys/fs/cgroup" / place
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(f"{content}\n")
+    assert free_memory_bytes(tmp_path) == left

@@ -39,6 +39,17 @@ FORBIDDEN = {
     "training": {"inference", *COMMANDS},
     "train": {"cli"},
 }
+# The same of the parts of a training; those that no line names may know all of these.
+IN_TRAINING = {
+    "early_stopping": {"*"},
+    "samples": {"medsft.training", "medsft.config", "medsft.checkpoint", "medsft.evaluation"},
+    "fitting": {"medsft.training", "medsft.checkpoint", "medsft.monitor", "medsft.evaluation"},
+    "assembly": {"medsft.training", "medsft.monitor", "medsft.evaluation"},
+    "validating": {"medsft.config", "medsft.evaluation", "medsft.training.preparation"},
+    "saving": {"medsft.training.fitting", "medsft.training.samples", "medsft.evaluation"},
+    "preparation": {"medsft.training.samples", "medsft.training.description", "medsft.training.validating"},
+    "description": {"medsft.training.samples", "medsft.training.validating", "medsft.evaluation"},
+}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -72,6 +83,14 @@ def test_a_room_knows_only_the_rooms_below(room):
         known = {name.split(".")[1] for name in imported_modules(path) if name.startswith("medsft.")}
         bad = (known - {room}) if "*" in forbidden else known & forbidden
         assert not bad, f"{path.relative_to(REPOSITORY)} imports {sorted(bad)}"
+
+
+@pytest.mark.parametrize("part", sorted(IN_TRAINING))
+def test_a_part_of_a_training_knows_only_the_parts_below(part):
+    names = imported_modules(REPOSITORY / "medsft" / "training" / f"{part}.py")
+    forbidden = {"medsft"} if "*" in IN_TRAINING[part] else IN_TRAINING[part]
+    bad = {name for name in names for room in forbidden if f"{name}.".startswith(f"{room}.")}
+    assert not bad, f"medsft/training/{part}.py imports {sorted(bad)}"
 
 
 def test_launcher_and_medsft_never_import_each_other():

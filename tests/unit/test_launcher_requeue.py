@@ -107,6 +107,7 @@ print(done)
     [
         (75, 20, SHOWN, "", {}, "job 6 is requeued: SIGUSR1 came", ["show job -o 6", "requeue 6"]),
         (75, 20, SHOWN, "down", {}, "the job was not requeued: `scontrol show job -o 6` failed: down", []),
+        (4, 20, SHOWN, "down", {}, "whether Slurm preempted the job is not known: `scontrol show job", []),
         (75, 2, SHOWN, "", {}, "job 6 is not requeued", ["show job -o 6"]),
         (75, 0, SHOWN, "", {}, "", []),
         (75, 20, SHOWN, "", {"SLURM_JOB_ID": None}, "", []),

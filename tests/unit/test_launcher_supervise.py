@@ -187,6 +187,15 @@ def test_a_rank_that_a_signal_ends_before_it_began_is_no_crash(signum, silence, 
     assert (f"rank 0 left before its training began: ended by {signum.name}" in said) == told
 
 
+def test_a_rank_that_gives_no_signs_of_life_has_begun_some_day(monkeypatch):
+    monkeypatch.setattr(watch_module, "_BEGUN_S", 0.0)
+    with held_back() as signals:
+        signal.raise_signal(signal.SIGUSR1)
+        ranks = [FakeRank("rank 0", {signal.SIGUSR1: -signal.SIGUSR1})]
+        job_end = watch(ranks, signals, Grace(0.05, 5.0), 300.0, [].append)
+    assert (job_end.kind, job_end.exit_code) == ("crashed", 138)
+
+
 def test_a_rank_that_sends_itself_the_signal_has_crashed(monkeypatch):
     monkeypatch.setattr(watch_module, "_SETTLE_S", 0.0)
     with held_back() as signals:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import threading
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -118,7 +118,8 @@ def test_the_files_of_a_finished_run_wait_for_no_tracker(tmp_path, monkeypatch, 
     early_stopping = EarlyStopping()
     early_stopping.see(1, 2.0)
     try:
-        train.finish(folder, PROVENANCE, early_stopping, reporter, World(0, 1, 0, torch.device("cpu")))
+        with closing(reporter):
+            train.finish(folder, PROVENANCE, early_stopping, reporter, World(0, 1, 0, torch.device("cpu")))
     finally:
         release.set()
     assert seen == {"DONE": True, "lines": 1, "best": 2.0, "told": 2.0}

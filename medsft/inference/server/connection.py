@@ -22,8 +22,7 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **more)
         self._head_s = head_s
         self._write_s = write_s
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """As asyncio has it."""
@@ -36,12 +35,12 @@ class Connection(H11Protocol):
         """As asyncio has it."""
         super().pause_writing()
         # `close` would wait for the client to read.
-        self._write_timer = self.loop.call_later(self._write_s, self.transport.abort)
+        self._timers["write"] = self.loop.call_later(self._write_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         """As asyncio has it."""
         super().resume_writing()
-        self._write_timer = _cancelled(self._write_timer)
+        self._cancel("write")
 
     def data_received(self, data: bytes) -> None:
         """As asyncio has it."""
@@ -51,15 +50,15 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it."""
         super().connection_lost(exc)
-        self._head_timer, self._write_timer = _cancelled(self._head_timer), _cancelled(self._write_timer)
+        self._cancel("head")
+        self._cancel("write")
 
     def _watch(self) -> None:
         if self.conn.their_state is not h11.IDLE:  # the head is complete
-            self._head_timer = _cancelled(self._head_timer)
-        elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._head_s, self.transport.close)
+            self._cancel("head")
+        elif "head" not in self._timers:
+            self._timers["head"] = self.loop.call_later(self._head_s, self.transport.close)
 
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+    def _cancel(self, name: str) -> None:
+        if timer := self._timers.pop(name, None):
+            timer.cancel()
