@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -215,8 +216,14 @@ def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
             os.write(parent, f"{line}\n".encode())
             wait_for(told)
         wait_for("\r\n问：")
-        os.write(parent, b"\x03")  # Ctrl-C
-        assert process.wait(timeout=60) == 130
+        for _ in range(5):
+            os.write(
+                parent, b"\x03"
+            )  # Ctrl-C; Python does not see one in the instant before it waits for a key
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+                break
+        assert process.returncode == 130
     finally:
         process.kill()
         process.wait()

@@ -92,7 +92,8 @@ def test_suites_are_judged_in_both_ways(chat_model_dir, toy_model, tmp_path):
     )
     assert result.exit_code == 1, result.output
     assert "written letter 生成: right answers fell" in result.output.replace("\n", "")
-    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| 一般 题")]
+    lines = page.read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("|") and "一般 题.csv" in line]
     assert ["likeliest letter" in rows[0], "written letter" in rows[1], "without a letter" in rows[2]] == [
         True
     ] * 3
