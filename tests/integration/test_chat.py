@@ -217,9 +217,8 @@ def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
             wait_for(told)
         wait_for("\r\n问：")
         for _ in range(5):
-            os.write(
-                parent, b"\x03"
-            )  # Ctrl-C; Python does not see one in the instant before it waits for a key
+            # Python does not see a Ctrl-C that comes in the instant before it waits for a key.
+            os.write(parent, b"\x03")
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
                 break
