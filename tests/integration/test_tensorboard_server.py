@@ -30,9 +30,11 @@ def server(tmp_path_factory):
         if start_step:
             board.finish(Summary(3, 1.0, 2.5, 2, METRICS, {"learning_rate": 5e-5}))
         board.close()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1"]
+    # It reads everything before it answers; by default it answers while it still reads, half of it perhaps.
+    reading = ["--reload_task", "blocking", "--reload_interval", "0", "--load_fast", "false"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *reading]
     with subprocess.Popen(
-        [*command, "--port", "0", "--load_fast", "false"], stderr=subprocess.PIPE, text=True
+        [*command, "--host", "127.0.0.1", "--port", "0"], stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             found = next(filter(None, (re.search(r"http://[\d.:]+/", line) for line in process.stderr)))
