@@ -30,11 +30,12 @@ from medsft.planner.advice import read_configs
 from medsft.planner.cluster import Cluster
 from medsft.planner.hardware import LINKS
 from medsft.planner.lengths import Lengths
-from medsft.planner.plan import Batch, Plan, plan
+from medsft.planner.memory import Stage
+from medsft.planner.plan import ONCE_A_NODE, Batch, Plan, plan
 from medsft.planner.shape import Shape
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIGS = ("zero3_cpu.json", "zero3_offload_optimizer.json", "zero3_offload_all.json")
+CONFIGS = ("zero3.json", "zero3_cpu.json", "zero3_offload_optimizer.json", "zero3_offload_all.json")
 RELEASED_ROWS = 130_528
 # Of one example, as the trainer's flags have it unless told otherwise.
 LONGEST_TOKENS = 512
@@ -143,6 +144,13 @@ def planned(shape: Shape, lengths: Lengths, config: str, num_ranks: int) -> Plan
     return plan(shape, lengths, cluster, read_configs()[config], batch)
 
 
+def components(stage: Stage, num_ranks: int) -> str:
+    """What the plan's bytes at a stage are made of, all ranks together, the most first."""
+    parts = sorted(stage.host.items(), key=lambda item: -item[1])
+    shares = {name: (1 if name == ONCE_A_NODE else num_ranks) * size / 1e9 for name, size in parts}
+    return ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if share >= 0.005)
+
+
 def main() -> None:
     """Runs all configurations on all numbers of ranks."""
     options = parse_options()
@@ -164,6 +172,7 @@ def main() -> None:
                         "ranks": num_ranks,
                         "planned GB": round(made.host_bytes / 1e9, 2),
                         "planned at": stage.name,
+                        "of it, GB": components(stage, num_ranks),
                         "measured GB": round(peak / 1e9, 2),
                         "planned over measured": f"{made.host_bytes / peak - 1:+.1%}",
                     }

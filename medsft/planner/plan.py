@@ -17,7 +17,7 @@ from medsft.planner.settings import ZeroSettings
 from medsft.planner.shape import Shape
 from medsft.planner.times import Times, step_times
 
-_ONCE_A_NODE = "a model file (rank 0)"
+ONCE_A_NODE = "a model file (rank 0)"
 # As --save_total_limit has it unless told otherwise.
 _KEPT_CHECKPOINTS = 2
 # Bytes of a value in bf16.
@@ -79,7 +79,7 @@ class Plan:
     def node_bytes(self, stage: Stage) -> float:
         """What a host holds at a stage: all of its ranks; a model file is held by one only."""
         ranks = self.cluster.gpus_per_node
-        return ranks * stage.host_bytes - (ranks - 1) * stage.host.get(_ONCE_A_NODE, 0.0)
+        return ranks * stage.host_bytes - (ranks - 1) * stage.host.get(ONCE_A_NODE, 0.0)
 
     @property
     def host_bytes(self) -> float:
