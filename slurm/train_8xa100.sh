@@ -4,7 +4,8 @@
 #   sbatch slurm/train_8xa100.sh
 #   MODEL=/models/chatglm-6b TRAIN_FILE="my pairs.jsonl" sbatch slurm/train_8xa100.sh --num_train_epochs 5
 #
-# Submit it from the top of the repository. Further flags of medsft/train.py may follow; the last one counts.
+# Submit it from the top of the repository. Further flags of medsft/train.py may follow, --config with a file of
+# settings among them; of a flag given twice the last one counts.
 # From the environment: MODEL, TRAIN_FILE, OUTPUT_DIR, DS_CONFIG, NUM_GPUS, PYTHON, and MEDSFT_LAUNCH_FLAGS for
 # more flags of `python -m launcher run`, such as "--max-requeues 5" or what `medsft plan` says the run needs:
 # "--needs-memory 101 --needs-disk 219 --needs-gpu-memory 20" (GiB) are then checked before it starts.
@@ -34,19 +35,21 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 read -ra launch_flags <<<"${MEDSFT_LAUNCH_FLAGS:-}"
 
+# A flag overrules a file of settings, so with --config nothing is given but what the environment names.
+# 16 examples a step are Med-ChatGLM's.
+batch=()
+if [[ " $* " != *" --config"[=\ ]* ]]; then
+  : "${DS_CONFIG:=ds_configs/zero3.json}" "${MODEL:=models/chatglm-6b}" "${TRAIN_FILE:=data/train.jsonl}"
+  : "${OUTPUT_DIR:=runs/${SLURM_JOB_NAME:-medsft}-${SLURM_JOB_ID:-local}}"
+  batch=(--global_batch_size 16)
+fi
+
 # exec: signals for the job reach the launcher, which passes them on to every rank.
 exec "${PYTHON:-.venv/bin/python}" -m launcher run --num-gpus "${NUM_GPUS:-8}" \
   --max-requeues 20 --max-restarts 3 ${launch_flags[@]+"${launch_flags[@]}"} medsft/train.py \
-  --deepspeed "${DS_CONFIG:-ds_configs/zero3.json}" \
-  --model_name_or_path "${MODEL:-models/chatglm-6b}" \
-  --train_file "${TRAIN_FILE:-data/train.jsonl}" \
-  --output_dir "${OUTPUT_DIR:-runs/${SLURM_JOB_NAME:-medsft}-${SLURM_JOB_ID:-local}}" \
-  --per_device_train_batch_size 2 \
-  --max_source_length 256 \
-  --max_target_length 256 \
-  --learning_rate 5e-5 \
-  --lr_scheduler_type linear \
-  --warmup_ratio 0.1 \
-  --num_train_epochs 3 \
-  --logging_steps 10 \
+  ${DS_CONFIG:+--deepspeed "$DS_CONFIG"} \
+  ${MODEL:+--model_name_or_path "$MODEL"} \
+  ${TRAIN_FILE:+--train_file "$TRAIN_FILE"} \
+  ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} \
+  ${batch[@]+"${batch[@]}"} \
   "$@"

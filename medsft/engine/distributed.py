@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from medsft.engine import openmpi
 from medsft.errors import UserError
+from medsft.gpus import check_architecture, check_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,13 @@ def _free_port() -> int:
 
 
 def start(timeout_min: int) -> World:
-    """Joins the process group named by the environment (NCCL on GPUs, gloo without)."""
+    """Joins the process group named by the environment (NCCL on GPUs, gloo without).
+
+    Raises `UserError` for GPUs that torch cannot use, and for more processes than GPUs.
+    """
     if not torch.accelerator.is_available():
+        if os.environ.get("DS_ACCELERATOR") != "cpu":
+            check_gpus("DS_ACCELERATOR=cpu trains on the CPU.")
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, with a warning at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -130,8 +136,9 @@ def start(timeout_min: int) -> World:
                 f"rank {os.environ['RANK']} is number {local_rank} on this host, which shows "
                 f"{torch.cuda.device_count()} GPUs. Start at most one process for each GPU."
             )
-        torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)
+        check_architecture(device)
+        torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
     timeout = timedelta(minutes=timeout_min)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from medsft.errors import UserError
+from medsft.gpus import check_architecture, check_gpus
 
 
 def choose_devices(name: str, local_rank: int = 0) -> list[torch.device]:
@@ -24,12 +25,14 @@ def choose_devices(name: str, local_rank: int = 0) -> list[torch.device]:
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of that name; auto: a GPU if there is one, of several that of `local_rank`, else the CPU.
 
-    More ranks than GPUs take turns on them. Raises `UserError` for a device that is not there.
+    More ranks than GPUs take turns on them. Raises `UserError` for a device that is not there, and for GPUs
+    that torch cannot use.
     """
     if name == "auto":
+        check_gpus("--device cpu computes on the CPU.")
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -40,4 +43,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(
             f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."
         )
+    if device.type == "cuda":
+        check_architecture(device)
     return device

@@ -166,11 +166,14 @@ def check_sbatch(arguments: Sequence[str], settings: Sequence[str]) -> None:
     from medsft.config import parse
 
     place = next(place for place, word in enumerate(arguments) if word.startswith("slurm/"))
-    script = read(arguments[place])
-    assert settings
+    script, flags = read(arguments[place]), arguments[place + 1 :]
+    assert settings or "--config" in flags
     for setting in settings:
-        assert f"${{{setting.split('=')[0]}:-" in script
-    parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o", *arguments[place + 1 :]])
+        assert re.search(rf"\$\{{{setting.split('=')[0]}:[-=]", script)
+    if "--config" in flags:
+        check_training(flags)
+    else:
+        parse(["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o", *flags])
 
 
 def check_medsft(arguments: Sequence[str], settings: Sequence[str]) -> None:
@@ -310,10 +313,10 @@ def test_own_data_from_files_to_answers(workplace):
     assert "step 3 of 5" in longer
     stop, *looking = the_block("medsft checkpoint list").splitlines()
     assert split_commands(stop) == [("touch", "runs/first/STOP")]  # nothing runs there now
-    shown = run_shell(replaced("\n".join(looking), ("--step 500", "--step 5")), workplace)
+    shown = run_shell("\n".join(looking), workplace)
     assert "complete, latest" in shown
     assert "step-00000005: intact" in shown
-    assert "step 5 as bf16: models/first-500" in shown
+    assert "step 5 as bf16: models/first-newest" in shown
 
     *_, piped = the_block("printf").splitlines()
     answers = run_shell(f"{piped} --max_new_tokens 6", workplace)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medsft.errors import UserError
+from medsft.inference import device
 from medsft.inference.device import choose_device
 
 
@@ -21,6 +22,8 @@ from medsft.inference.device import choose_device
 def test_each_rank_has_its_own(num_gpus, name, local_rank, found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(device, "check_gpus", lambda advice: None)
+    monkeypatch.setattr(device, "check_architecture", lambda device: None)
     assert str(choose_device(name, local_rank)) == found
 
 

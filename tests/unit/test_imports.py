@@ -16,6 +16,7 @@ FORBIDDEN = {
     "errors": {"*"},
     "exit_codes": {"*"},
     "files": {"*"},
+    "gpus": {"chatglm", "data", "config", *RUN},
     "host_memory": {"*"},
     "config": {"chatglm", "data", *RUN},
     "chatglm": {"data", "config", *RUN},

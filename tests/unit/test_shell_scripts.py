@@ -62,6 +62,15 @@ def test_the_job_is_one_launch_of_eight_ranks_a_node(submit, name):
 
 
 @pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("config", [["--config", "my run.yaml"], ["--config=my run.yaml"]])
+def test_a_file_of_settings_is_overruled_by_the_environment_alone(submit, name, config):
+    _, command = submit(name, *config, "--seed", "7", SLURM_JOB_ID="17")
+    assert launch_and_flags(command)[1] == [*config, "--seed", "7"]
+    _, command = submit(name, *config, OUTPUT_DIR="out dir")
+    assert launch_and_flags(command)[1] == ["--output_dir", "out dir", *config]
+
+
+@pytest.mark.parametrize("name", TRAINING)
 def test_everything_can_be_overridden_with_blanks_in_paths(submit, name):
     _, command = submit(
         name,
