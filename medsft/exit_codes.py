@@ -5,6 +5,8 @@
 
 FINISHED = 0
 CRASHED = 1
+GATE_CLOSED = 1
+"""Of `medsft compare` and `medsft data check`: done, but worse than the bound that was asked for."""
 USER_ERROR = 2
 DIVERGED = 3
 STOPPED = 75

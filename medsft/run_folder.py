@@ -78,10 +78,8 @@ _OF_A_RUN = (
     "trackers",
     "model",
     "checkpoints",
-    "snapshots",
     "DONE",
 )
-"""`snapshots` is what runs wrote before there were checkpoints."""
 _ABOUT_A_RUN = ("evaluation", "report.html")
 """What other commands put beside it: true of this run only."""
 

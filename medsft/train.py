@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from types import FrameType
@@ -37,41 +36,27 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from medsft.chatglm.weights import parse_size
 from medsft.checkpoint.export import export_model
 from medsft.config import Config, parse
 from medsft.data.progress import terminal_progress
-from medsft.engine.distributed import (
-    World,
-    from_all,
-    from_main,
-    largest,
-    numbers_of_all,
-    sum_over_ranks,
-    together,
-)
+from medsft.engine.distributed import World, from_main, largest, together
 from medsft.engine.process import run_process
-from medsft.engine.state import TrainingState
-from medsft.engine.step import TrainStep
 from medsft.engine.stop import Stopped, StopRequest
-from medsft.engine.watchdog import progress
-from medsft.evaluation.loss import validation_loss
+from medsft.engine.watchdog import now_at
 from medsft.files import write_json
-from medsft.monitor.metrics import Figures, Hardware
 from medsft.monitor.reporter import Reporter
 from medsft.provenance import Provenance
 from medsft.run_folder import RunFolder, step_name, writing
 from medsft.run_lock import check_shared, claim
 from medsft.training import assembly
-from medsft.training.description import describe_run, start_reporter
 from medsft.training.early_stopping import EarlyStopping
 from medsft.training.preparation import Prepared, prepare
-from medsft.training.samples import Samples
-from medsft.training.saving import Saving, draft_manifest, flags_to_leave_out, identity_of, is_of, restore
-from medsft.training.validating import Validating, take_up
+from medsft.training.running import Running, start
+from medsft.training.saving import flags_to_leave_out, is_of
+from medsft.training.validating import take_up
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -93,58 +78,36 @@ def run(config: Config, world: World, stop: StopRequest) -> None:
 def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) -> None:
     """Everything a run does, top to bottom."""
     prepared = prepare(config, folder, world)
-    base, plan, checkpoint = prepared.base, prepared.plan, prepared.checkpoint
     early_stopping = EarlyStopping(config.run.early_stopping_patience, config.run.early_stopping_threshold)
     newest = None
-    if checkpoint is not None:
-        newest = take_up(checkpoint.manifest, prepared.validation_data, early_stopping)
+    if prepared.checkpoint is not None:
+        newest = take_up(prepared.checkpoint.manifest, prepared.validation_data, early_stopping)
     if is_finished(prepared, folder, early_stopping, world):
         return
 
-    engine = assembly.start_model(
-        config, base, checkpoint, prepared.ds_config, world, prepared.fit.recomputes
-    )
-    hardware = Hardware(from_all(world, socket.gethostname()), assembly.peak_flops(world.device))
-    provenance = describe_run(prepared, folder, world)
-    reporter = start_reporter(prepared, folder, hardware.hosts, world)
-    schedule = assembly.learning_rate(config, plan)
-    step = TrainStep(engine, world, schedule, config.optimization.max_nonfinite_steps)
-    flops_of_step = partial(assembly.flops_of_step, base, prepared.data, plan)
-    figures = Figures(world.device, sum_over_ranks, partial(numbers_of_all, world), hardware, flops_of_step)
-    state = TrainingState(engine, world)
-    if checkpoint is not None:
-        restore(checkpoint, state, step, figures, world)
-    measure = partial(
-        validation_loss,
-        engine,
-        per_device_size=config.run.per_device_eval_batch_size,
-        max_tokens=assembly.most_tokens(config),
-        pad_token_id=base.pad_token_id,
-        world=world,
-    )
-    validating = Validating(
-        config.run.eval_steps,
-        plan,
-        prepared.validation_data,
-        measure,
-        early_stopping,
-        newest,
-        reporter,
-        world,
-    )
-    samples = Samples(config.run.sample_steps, engine, base, prepared.unseen, reporter, world)
-    identity = identity_of(base, plan)
-    draft = partial(
-        draft_manifest, provenance, identity, plan, prepared.ds_config, step, figures, early_stopping
-    )
-    saving = Saving(config.run, plan, folder, state, base, draft, reporter, world)
-
+    running = start(prepared, folder, early_stopping, newest, world)
     stop.arm()
     if reason := stop.verdict(*largest(world, stop.vote(world)), world):
         stop.clear()
         raise Stopped(reason, prepared.start_step, flags_to_leave_out(config.run))
+    done = take_steps(prepared, running, early_stopping, stop, world)
+    with closing(running.reporter):
+        stop.finishing()
+        running.saving.settle()
+        now_at("the writing of the model")
+        provenance = replace(running.provenance, step=done, **running.figures.totals())
+        save_model(prepared, running.engine, provenance, folder, world)
+        finish(folder, provenance, early_stopping, running.reporter, world)
+
+
+def take_steps(
+    prepared: Prepared, running: Running, early_stopping: EarlyStopping, stop: StopRequest, world: World
+) -> int:
+    """All steps that are left, or those until the validation loss stays where it is; the steps done then."""
+    config, plan, figures = prepared.config, prepared.plan, running.figures
+    validating, saving, reporter = running.validating, running.saving, running.reporter
     done = prepared.start_step
-    batches = assembly.open_batches(config, prepared.data, plan, done, prepared.batch, base, world)
+    batches = assembly.open_batches(config, prepared.data, plan, done, prepared.batch, prepared.base, world)
     with reporter, saving, batches as steps:
         for info, micro_batches in figures.waiting(steps):
             if early_stopping.is_due:
@@ -154,27 +117,20 @@ def train(config: Config, folder: RunFolder, world: World, stop: StopRequest) ->
             is_reported = is_last or done % config.run.logging_steps == 0
             # A validation may end the run, whose last step is reported.
             may_be_reported = is_reported or validating.is_due(info.step, is_last)
-            progress(f"step {done}")
-            result = step(info.step, micro_batches, info.num_targets, measure=may_be_reported)
+            now_at(f"step {done}")
+            result = running.step(info.step, micro_batches, info.num_targets, measure=may_be_reported)
             figures.add(info, result.loss_sum, result.applied)
             with figures.paused():
                 validating.after_step(info.step, is_last)
             is_last = is_last or early_stopping.is_due
             if is_reported or is_last:
-                epoch = plan.epochs_done(info.step)
-                rate = schedule(info.step)
-                reporter.train(figures.report(done, epoch, rate, result.grad_norm, step.state()))
+                epoch, rate = plan.epochs_done(info.step), running.schedule(info.step)
+                reporter.train(figures.report(done, epoch, rate, result.grad_norm, running.step.state()))
             with figures.paused():
-                samples.after_step(info.step, is_last)
+                running.samples.after_step(info.step, is_last)
                 saving.after_step(info.step, stop, validating.newest, is_last)
-            progress(f"its wait for the data of step {done + 1}")
-    with closing(reporter):
-        stop.finishing()
-        saving.settle()
-        progress("the writing of the model")
-        provenance = replace(provenance, step=done, **figures.totals())
-        save_model(prepared, engine, provenance, folder, world)
-        finish(folder, provenance, early_stopping, reporter, world)
+            now_at(f"its wait for the data of step {done + 1}")
+    return done
 
 
 @contextmanager

@@ -51,22 +51,22 @@ class Verdict:
     shared: bool
 
 
-_progress = (0, "its start")
+_place = (0, "its start")
 
 
-def progress(place: str) -> None:
+def now_at(place: str) -> None:
     """The main thread has come to `place`, "step 12: waiting for data" say, and is there until the next call.
 
     Who is behind whom follows from the number of calls, so every rank makes them at the same places. Costs
     as much as an assignment.
     """
-    global _progress
-    _progress = (_progress[0] + 1, place)  # replaced as a whole, for other threads read it at any time
+    global _place
+    _place = (_place[0] + 1, place)  # replaced as a whole, for other threads read it at any time
 
 
 def last_place() -> tuple[int, str]:
     """How many places the main thread has come past, and the last of them."""
-    return _progress
+    return _place
 
 
 class Judge:

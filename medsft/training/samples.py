@@ -13,7 +13,7 @@ from medsft.chatglm.base import BaseModel
 from medsft.data.dataset import EncodedDataset
 from medsft.data.encode import encode_prompt
 from medsft.engine.distributed import World, from_all
-from medsft.engine.watchdog import progress
+from medsft.engine.watchdog import now_at
 from medsft.monitor.reporter import Reporter
 from medsft.monitor.sink import Sample
 
@@ -86,7 +86,7 @@ class Samples:
         """After step `step` (from 0): asks and reports, if it is time to. A collective."""
         done = step + 1
         if self._every is not None and (is_last or done % self._every == 0):
-            progress(f"the samples after step {done}")
+            now_at(f"the samples after step {done}")
             if samples := self._ask():
                 self._reporter.samples(done, samples)
 

@@ -10,7 +10,7 @@ from medsft.checkpoint.manifest import Manifest, Validation
 from medsft.data.dataset import EncodedDataset
 from medsft.data.plan import StepPlan
 from medsft.engine.distributed import World, from_main
-from medsft.engine.watchdog import progress
+from medsft.engine.watchdog import now_at
 from medsft.monitor.reporter import Reporter
 from medsft.training.early_stopping import EarlyStopping
 
@@ -76,7 +76,7 @@ class Validating:
         if self._data is None or not self.is_due(step, is_last):
             return
         done = step + 1
-        progress(f"the validation after step {done}")
+        now_at(f"the validation after step {done}")
         loss = from_main(self._world, self._measure(self._data))  # all ranks decide by one number
         self._reporter.validation(done, loss)
         self._early_stopping.see(done, loss)

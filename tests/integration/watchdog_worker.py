@@ -47,12 +47,12 @@ def body(config, world, stop):
     if config.fault == "none":
         stop_now_and_then(config.timeout_s / 5)
     for step in range(1, config.num_steps + 1):
-        watchdog.progress(f"step {step}: waiting for data")
+        watchdog.now_at(f"step {step}: waiting for data")
         if config.fault == "none":
             time.sleep(chance.uniform(0, config.timeout_s / 8))
         elif step == 3:
             meet(config.fault, world.rank == config.rank, config.timeout_s)
-        watchdog.progress(f"step {step}: computing")
+        watchdog.now_at(f"step {step}: computing")
         dist.all_reduce(torch.ones(1))
     dist.barrier()
     os.write(1, f"rank {world.rank} is done\n".encode())

@@ -1,9 +1,13 @@
 """Prompt templates and encoding, with a real tokenizer."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 
 from medsft.chatglm import ChatGLMTokenizer
 from medsft.chatglm.tokenizer_training import train_tokenizer
+from medsft.cli.options import Template
+from medsft.config import DataConfig
 from medsft.data.encode import describe_example, encode_example
 from medsft.data.records import Example, read_files
 from medsft.data.template import TEMPLATES, check_template, detect_template, render
@@ -55,7 +59,13 @@ def test_template_is_detected():
 
 
 def test_unknown_template_is_refused():
-    for name in ("auto", *TEMPLATES):
+    names = {"auto", *TEMPLATES}
+    assert (
+        {name.value for name in Template}
+        == names
+        == set(get_args(get_type_hints(DataConfig)["prompt_template"]))
+    )
+    for name in names:
         check_template(name)
     with pytest.raises(
         UserError, match="'alpaca' is not known; give one of auto, chatglm, med-chatglm, none"

@@ -33,11 +33,6 @@ def test_a_folder_holds_a_run_when_a_run_left_something(tmp_path):
     assert [item.name for item in left_by_a_run(tmp_path)] == ["run.json", "checkpoints", "evaluation"]
 
 
-def test_a_run_from_before_checkpoints_is_recognised(tmp_path):
-    (tmp_path / "snapshots").mkdir()
-    assert holds_run(tmp_path)
-
-
 def test_what_a_run_left_is_moved_aside_each_time(tmp_path):
     folder = RunFolder(tmp_path / "新 的")
     folder.path.mkdir()

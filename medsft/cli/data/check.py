@@ -67,4 +67,4 @@ def check(
     typer.echo(f"{review.describe()}\nkept: {output}\nrejected: {rejects}\nreport: {report}, {page}")
     if review.rejected.total() > max_reject_share * review.num_read:
         typer.echo(f"more than {max_reject_share:.0%} of the records are rejected", err=True)
-        raise typer.Exit(exit_codes.CRASHED)
+        raise typer.Exit(exit_codes.GATE_CLOSED)
