@@ -78,7 +78,3 @@ class Efficiency:
     def __post_init__(self) -> None:
         if not 0 < self.compute <= 1:
             raise UserError(f"--efficiency {self.compute} must be above 0 and at most 1.")
-
-
-PEAK = Efficiency(1.0, 1.0, 1.0, 1.0, 1.0)
-"""Everything at its peak: gives the floor."""
