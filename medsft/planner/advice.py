@@ -16,10 +16,9 @@ from medsft.planner.hardware import Gpu
 from medsft.planner.lengths import Lengths
 from medsft.planner.memory import Saves
 from medsft.planner.plan import Batch, Plan, plan
-from medsft.planner.settings import ZeroSettings
+from medsft.planner.settings import DS_CONFIGS, ZeroSettings
 from medsft.planner.shape import Shape
 
-FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 _WORTH_IT = 0.9  # more GPUs have to save a tenth of the time
 
 
@@ -75,7 +74,7 @@ class Job:
         return plan(self.shape, self.lengths, cluster, ds_config, batch, self.saves, self.efficiency)
 
 
-def read_configs(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+def read_configs(folder: Path = DS_CONFIGS) -> dict[str, dict[str, Any]]:
     """The configurations that come with medsft, by file name."""
     return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from medsft.errors import UserError
 from medsft.planner.shape import Shape
+
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+"""The configurations that come with medsft."""
 
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # DeepSpeed's own defaults (deepspeed/runtime/zero/config.py), for what the JSON leaves out.

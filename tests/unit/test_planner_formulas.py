@@ -16,12 +16,12 @@ from medsft.chatglm.positions import prefix_mask
 from medsft.data.dataset import Row
 from medsft.data.pack import pack, pad
 from medsft.planner import lengths, memory, traffic
-from medsft.planner.advice import FOLDER, read_configs
+from medsft.planner.advice import read_configs
 from medsft.planner.cluster import Cluster, Efficiency
 from medsft.planner.flops import mfu, step_flops, visible_pairs
 from medsft.planner.hardware import GPUS, LINKS, Link
 from medsft.planner.lengths import StepSizes
-from medsft.planner.settings import ZeroSettings
+from medsft.planner.settings import DS_CONFIGS, ZeroSettings
 from medsft.planner.shape import Shape
 from medsft.planner.times import Times, step_times
 
@@ -267,7 +267,7 @@ def test_floor_on_eight_a100():
 
 
 def test_floors_as_documented():
-    text = (FOLDER.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = (DS_CONFIGS.parent / "docs" / "performance.md").read_text(encoding="utf-8")
     (one, one_pass_s), (eight, eight_pass_s) = floor("H200-141", 1), floor("A100-80", 8)
     assert (
         f"{one.step_s * 1e3:.0f} ms a step on one H200 and {eight.step_s * 1e3:.0f} ms on eight A100-80 for "
@@ -304,7 +304,7 @@ def test_one_gpu_with_the_optimiser_on_the_host():
 )
 def test_host_memory_of_offloading_as_documented(name, plain_gb, one_gpu_gb, buffers_gb):
     """Figures of ds_configs/README.md: plain, and on one GPU with page-locked buffers as torch takes them."""
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    text = (DS_CONFIGS / "README.md").read_text(encoding="utf-8")
     (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}`")]
     assert f"{plain_gb} GB of host memory" in row and f"{one_gpu_gb} GB on one GPU" in row
     settings = ZeroSettings.of(read_configs()[name], CHATGLM_6B)

@@ -10,7 +10,7 @@ import pytest
 from medsft.data.pack import DUMMY_LENGTH, LENGTH_MULTIPLE
 from medsft.errors import UserError
 from medsft.planner import lengths as planner_lengths
-from medsft.planner.advice import FOLDER, Job, best, candidates, command, gpus_that_fit, read_configs, scaling
+from medsft.planner.advice import Job, best, candidates, command, gpus_that_fit, read_configs, scaling
 from medsft.planner.cluster import Cluster, Efficiency
 from medsft.planner.hardware import (
     GPUS,
@@ -24,7 +24,7 @@ from medsft.planner.hardware import (
 from medsft.planner.lengths import Lengths, parse_quantiles, step_sizes
 from medsft.planner.memory import Saves
 from medsft.planner.plan import Batch, plan
-from medsft.planner.settings import ZeroSettings
+from medsft.planner.settings import DS_CONFIGS, ZeroSettings
 from medsft.planner.shape import Shape
 
 CHATGLM_6B = Shape(130_528, 4096, 28, 32, 16_384)
@@ -301,9 +301,9 @@ def test_price_and_steps():
 
 
 def test_predictions_in_the_document_are_those_of_the_benchmark_and_near_what_it_measured():
-    text = (FOLDER.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = (DS_CONFIGS.parent / "docs" / "performance.md").read_text(encoding="utf-8")
     result = json.loads(
-        (FOLDER.parent / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8")
+        (DS_CONFIGS.parent / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8")
     )
     assert f"({result['settings']['parameters']} parameters)" in text
     assert len(result["rows"]) == text.count("| `zero3") >= 8
