@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from medsft.errors import UserError
@@ -151,6 +151,38 @@ def find_gpu(name: str) -> Gpu:
     known = {key.upper(): gpu for key, gpu in GPUS.items()}
     known |= {short.upper(): GPUS[key] for short, key in _SHORT.items()}
     return _find(plain, known, f"--gpu {name}", GPUS, "cpu, or custom with numbers of its own")
+
+
+def gpu_of(
+    name: str,
+    memory_gib: float | None = None,
+    tflops: float | None = None,
+    bandwidth_gbs: float | None = None,
+) -> Gpu | None:
+    """The GPU of that name with these figures in the place of the listed ones; None for `cpu`.
+
+    `custom` is a GPU that has no other figures. Raises `UserError`.
+    """
+    own = {"--gpu_memory_gib": memory_gib, "--gpu_tflops": tflops, "--gpu_bandwidth_gbs": bandwidth_gbs}
+    faults = [
+        f"{flag} {value} must be above 0"
+        for flag, value in own.items()
+        if value is not None and not 0 < value < float("inf")
+    ]
+    if faults:
+        raise UserError("wrong settings: " + "; ".join(faults) + ".")
+    if name.lower() == "cpu":
+        return None
+    missing = [flag for flag, value in own.items() if value is None]
+    if name.lower() == "custom" and missing:
+        raise UserError(f"--gpu custom needs {', '.join(missing)} as well.")
+    gpu = _gpu("custom", 0, 0, 0, "pcie4") if name.lower() == "custom" else find_gpu(name)
+    return replace(
+        gpu,
+        memory_bytes=memory_gib * GIB if memory_gib else gpu.memory_bytes,
+        peak_flops=tflops * 1e12 if tflops else gpu.peak_flops,
+        bandwidth=bandwidth_gbs * 1e9 if bandwidth_gbs else gpu.bandwidth,
+    )
 
 
 def find_link(name: str) -> Link:

@@ -19,6 +19,7 @@ from medsft.planner.hardware import (
     find_gpu,
     find_link,
     find_network,
+    gpu_of,
     match_gpu,
 )
 from medsft.planner.lengths import Lengths, parse_quantiles, step_sizes
@@ -83,6 +84,22 @@ def test_names_of_hardware():
         with pytest.raises(UserError, match="choose one of"):
             call(text)
     assert find_gpu("h100-80-pcie") is GPUS["H100-80-PCIe"] and find_gpu("H100") is GPUS["H100-80"]
+
+
+def test_a_gpu_and_its_links_as_flags_describe_them():
+    made = gpu_of("A100", memory_gib=64, tflops=300)
+    expected = replace(GPUS["A100-80"], memory_bytes=64 * 2**30, peak_flops=300e12)
+    assert made == expected and gpu_of("CPU") is None
+    custom = gpu_of("custom", 96, 500, 4000)
+    assert (custom.memory_bytes, custom.peak_flops, custom.bandwidth) == (96 * 2**30, 500e12, 4e12)
+
+    cluster = Cluster.of(GPUS["H100-80"], 8, 2, 512, None, "400g")
+    assert (cluster.link.name, cluster.network.name, cluster.world_size) == ("nvlink4", "400g", 16)
+    assert (cluster.gpu_memory_bytes, cluster.host_memory_bytes) == (GPUS["H100-80"].memory_bytes, 2**39)
+    assert Cluster.of(GPUS["H100-80"], 8, 1, None, "50GB/s", "100g").link.bandwidth == 50e9
+    for name, pcie in (("H100-80", "pcie5"), ("H100-80-PCIe", "pcie5"), ("A100-80", "pcie4")):
+        assert Cluster.of(GPUS[name], 1, 1, None, None, "100g").pcie is LINKS[pcie]
+    assert Cluster.of(None, 2, 1, None, None, "100g").gpu_memory_bytes == 0
 
 
 # As torch.cuda.get_device_name gives them, with GiB of torch.cuda.get_device_properties.
