@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Of made-up lengths, which are all made, and of a step, whose examples are dealt out one by one.
 _MOST_EXAMPLES, _LARGEST_BATCH = 10_000_000, 1_000_000
 
+_LENGTH_LIMIT = 256  # the trainer's default, for context and answer
+
 
 def plan(
     model_name_or_path: Annotated[
@@ -77,8 +79,10 @@ def plan(
     ] = None,
     max_source_length: Annotated[
         int, typer.Option("--max_source_length", help="Context limit in tokens.")
-    ] = 256,
-    max_target_length: Annotated[int, typer.Option("--max_target_length", help="Answer limit.")] = 256,
+    ] = _LENGTH_LIMIT,
+    max_target_length: Annotated[
+        int, typer.Option("--max_target_length", help="Answer limit.")
+    ] = _LENGTH_LIMIT,
     packing: Annotated[bool, typer.Option("--packing/--no-packing", help="Rows without padding.")] = True,
     num_train_epochs: Annotated[
         float, typer.Option("--num_train_epochs", help="Passes over the data.")
@@ -98,7 +102,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Tell memory, time and the best configuration of a training before it starts."""
-    from medsft.planner.advice import Job, candidates, read_configs, scaling
+    from medsft.planner.advice import Job, candidates, command, read_configs, scaling
     from medsft.planner.cluster import Cluster, Efficiency
     from medsft.planner.hardware import gpu_of
     from medsft.planner.lengths import MED_CHATGLM_QUANTILES, Lengths, parse_quantiles, read_lengths
@@ -161,7 +165,15 @@ def plan(
     if as_json:
         typer.echo(json.dumps(_as_json(found, grown, price_per_gpu_hour), ensure_ascii=False, indent=2))
         return
-    _print(job, cluster, found, grown, price_per_gpu_hour, model_name_or_path, train_file, deepspeed)
+    words = command(
+        found[0],
+        str(model_name_or_path or f"models/{preset}"),
+        [str(path) for path in train_file or ["data/train.jsonl"]],
+        deepspeed=deepspeed and str(deepspeed),
+    )
+    for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
+        words += [f"--{name}", str(limit)] if limit != _LENGTH_LIMIT else []
+    _print(job, cluster, found, grown, price_per_gpu_hour, words)
 
 
 def _check(*rules: tuple[str, Any, bool, str]) -> None:
@@ -235,13 +247,11 @@ def _print(
     found: list[Candidate],
     grown: Scaling,
     price: float | None,
-    model: Path | None,
-    train_file: list[Path] | None,
-    deepspeed: Path | None,
+    words: list[str],
 ) -> None:
     from medsft.cli import plan_tables
     from medsft.cli.checkpoint_tables import write
-    from medsft.planner.advice import command, gpus_that_fit, read_configs, shown_command
+    from medsft.planner.advice import gpus_that_fit, read_configs, shown_command
 
     typer.echo(plan_tables.headline(job, cluster, found[0].plan))
     write(plan_tables.configurations(found, price))
@@ -253,12 +263,6 @@ def _print(
     if found[0].plan.fits:
         if found[0].plan.settings.hpz > 1:
             typer.echo(f"- zero_hpz_partition_size in {found[0].name} is to be {cluster.gpus_per_node}.")
-        words = command(
-            found[0],
-            str(model or "models/chatglm-6b"),
-            str((train_file or ["data/train.jsonl"])[0]),
-            deepspeed=deepspeed and str(deepspeed),
-        )
         typer.echo(f"\n{shown_command(words)}")
         return
     typer.echo(f"- Nothing fits: {plan_tables.shortage(found[0])}.")

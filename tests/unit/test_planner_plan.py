@@ -30,6 +30,7 @@ from medsft.planner.shape import Shape
 
 CHATGLM_6B = Shape(130_528, 4096, 28, 32, 16_384)
 CONFIGS = read_configs()
+FILES = ["data/训练 1.jsonl", "data/more.jsonl"]
 DATA = Lengths.from_quantiles(num_examples=800)
 
 
@@ -304,11 +305,12 @@ def test_the_command_is_one_that_the_trainer_takes():
     from medsft.config import parse
 
     for cluster in (cluster_of("A100", 8), cluster_of("A100", 8, 2), cluster_of("V100-32", 4)):
-        words = command(best(job(), cluster, CONFIGS), "models/我的 model", "data/训练 1.jsonl")
+        words = command(best(job(), cluster, CONFIGS), "models/我的 model", FILES)
         taken = options.parse(words[3:])
         config = parse(taken.script[1:])
         assert config.optimization.global_batch_size == 16
         assert config.model.model_name_or_path == "models/我的 model"
+        assert config.data.train_file == FILES
 
 
 def test_price_and_steps():
