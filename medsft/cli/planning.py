@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Of made-up lengths, which are all made, and of a step, whose examples are dealt out one by one.
 _MOST_EXAMPLES, _LARGEST_BATCH = 10_000_000, 1_000_000
-
 _LENGTH_LIMIT = 256  # the trainer's default, for context and answer
 
 
