@@ -91,7 +91,7 @@ def read_lengths(
     files: Sequence[Path], tokenizer: Tokenizer, max_source_length: int, max_target_length: int
 ) -> Lengths:
     """Lengths of the usable examples of some files, cut as the trainer cuts them. Raises `UserError`."""
-    from medsft.data.cache import load_or_build  # pyarrow, which those with made-up lengths do not wait for
+    from medsft.data.cache import load_or_build  # made-up lengths do without
 
     with tempfile.TemporaryDirectory() as cache:
         data = load_or_build(
