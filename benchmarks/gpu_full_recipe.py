@@ -190,10 +190,9 @@ def main() -> int:
         except UserError as error:
             print(f"gpu_full_recipe: {error}", file=sys.stderr)
             return 2
-        words = command(found, str(place / "model"), str(data), str(place / "run"))
+        words = command(found, str(place / "model"), [str(data)], str(place / "run"))
         words[0], words[words.index("medsft/train.py")] = sys.executable, str(RANK_SCRIPT)
         words += [str(word) for name, value in RECIPE.items() for word in (f"--{name}", value)]
-        words += ["--save_strategy", "epoch" if options.checkpoints else "no"]
         words += ["--logging_steps", "10" if options.steps is None else "1", *more]
         whole_s = run(words, options.cap_gib)
         lines = (place / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

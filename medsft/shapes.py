@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 SIZES = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size")
 
@@ -23,9 +24,16 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 
-def size_faults(sizes: Mapping[str, int]) -> list[str]:
+def not_whole(sizes: Mapping[str, Any]) -> list[str]:
+    """Those of `SIZES` that are given and no whole numbers, each with its value: `num_layers is '28'`."""
+    return [f"{name} is {sizes[name]!r}" for name in SIZES if type(sizes.get(name, 1)) is not int]
+
+
+def size_faults(sizes: Mapping[str, Any]) -> list[str]:
     """What makes these sizes (every one of `SIZES`) impossible to build; empty if nothing does."""
-    faults = [f"{name} is {sizes[name]}, must be at least 1" for name in SIZES if sizes[name] < 1]
+    faults = [f"{fault}, must be a whole number" for fault in not_whole(sizes)]
+    if not faults:
+        faults = [f"{name} is {sizes[name]}, must be at least 1" for name in SIZES if sizes[name] < 1]
     if not faults and sizes["hidden_size"] % (4 * sizes["num_attention_heads"]):
         width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
         faults.append(

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medsft.errors import UserError
+from medsft.planner.shape import CHATGLM_6B
 
 if TYPE_CHECKING:
     from medsft.planner.advice import Candidate, Job, Scaling
     from medsft.planner.cluster import Cluster
-    from medsft.planner.hardware import Gpu
-    from medsft.planner.lengths import Lengths
-    from medsft.planner.shape import Shape
 
-_GIB = 2**30
-_CHATGLM_6B = "chatglm-6b"
 # Of made-up lengths, which are all made, and of a step, whose examples are dealt out one by one.
 _MOST_EXAMPLES, _LARGEST_BATCH = 10_000_000, 1_000_000
+_LENGTH_LIMIT = 256  # the trainer's default, for context and answer
 
 
 def plan(
@@ -31,7 +27,7 @@ def plan(
     ] = None,
     preset: Annotated[
         str, typer.Option(help="Shape by name instead of a folder; an unknown name lists them.")
-    ] = _CHATGLM_6B,
+    ] = CHATGLM_6B,
     train_file: Annotated[
         list[Path] | None,
         typer.Option("--train_file", help="Instruction files, for their real lengths; needs a tokenizer."),
@@ -82,8 +78,10 @@ def plan(
     ] = None,
     max_source_length: Annotated[
         int, typer.Option("--max_source_length", help="Context limit in tokens.")
-    ] = 256,
-    max_target_length: Annotated[int, typer.Option("--max_target_length", help="Answer limit.")] = 256,
+    ] = _LENGTH_LIMIT,
+    max_target_length: Annotated[
+        int, typer.Option("--max_target_length", help="Answer limit.")
+    ] = _LENGTH_LIMIT,
     packing: Annotated[bool, typer.Option("--packing/--no-packing", help="Rows without padding.")] = True,
     num_train_epochs: Annotated[
         float, typer.Option("--num_train_epochs", help="Passes over the data.")
@@ -103,12 +101,13 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Tell memory, time and the best configuration of a training before it starts."""
-    from medsft.planner.advice import Job, candidates, read_configs, scaling
+    from medsft.planner.advice import Job, candidates, command, read_configs, scaling
     from medsft.planner.cluster import Cluster, Efficiency
-    from medsft.planner.hardware import LINKS, find_link, find_network
-    from medsft.planner.lengths import MED_CHATGLM_QUANTILES, Lengths, parse_quantiles
+    from medsft.planner.hardware import gpu_of
+    from medsft.planner.lengths import MED_CHATGLM_QUANTILES, Lengths, parse_quantiles, read_lengths
     from medsft.planner.memory import Saves
     from medsft.planner.plan import Batch
+    from medsft.planner.shape import preset_shape, read_shape
 
     _check(
         ("--num_examples", num_examples, 1 <= num_examples <= _MOST_EXAMPLES, f"1 to {_MOST_EXAMPLES:,}"),
@@ -134,21 +133,12 @@ def plan(
             "0 or more",
         ),
     )
-    device = _device(gpu, gpu_memory_gib, gpu_tflops, gpu_bandwidth_gbs)
-    cluster = Cluster(
-        gpu=device,
-        gpus_per_node=gpus_per_node,
-        nodes=nodes,
-        gpu_memory_bytes=device.memory_bytes if device else 0.0,
-        host_memory_bytes=None if host_memory_gib is None else host_memory_gib * _GIB,
-        link=find_link(interconnect or (device.link if device else "pcie4")),
-        network=find_network(network),
-        pcie=LINKS["pcie5" if device and device.link == "nvlink4" else "pcie4"],
-    )
-    shape = _shape(model_name_or_path, preset)
+    device = gpu_of(gpu, gpu_memory_gib, gpu_tflops, gpu_bandwidth_gbs)
+    cluster = Cluster.of(device, gpus_per_node, nodes, host_memory_gib, interconnect, network)
+    shape = read_shape(model_name_or_path) if model_name_or_path else preset_shape(preset)
     if train_file:
-        folder = tokenizer or model_name_or_path
-        data = _real_lengths(train_file, folder, max_source_length, max_target_length)
+        opened = _tokenizer(tokenizer or model_name_or_path)
+        data = read_lengths(train_file, opened, max_source_length, max_target_length)
     else:
         quantiles = MED_CHATGLM_QUANTILES if lengths is None else parse_quantiles(lengths)
         data = Lengths.from_quantiles(quantiles, num_examples)
@@ -174,7 +164,15 @@ def plan(
     if as_json:
         typer.echo(json.dumps(_as_json(found, grown, price_per_gpu_hour), ensure_ascii=False, indent=2))
         return
-    _print(job, cluster, found, grown, price_per_gpu_hour, model_name_or_path, train_file, deepspeed)
+    words = command(
+        found[0],
+        str(model_name_or_path or f"models/{preset}"),
+        [str(path) for path in train_file or ["data/train.jsonl"]],
+        deepspeed=deepspeed and str(deepspeed),
+    )
+    for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
+        words += [f"--{name}", str(limit)] if limit != _LENGTH_LIMIT else []
+    _print(job, cluster, found, grown, price_per_gpu_hour, words)
 
 
 def _check(*rules: tuple[str, Any, bool, str]) -> None:
@@ -183,86 +181,15 @@ def _check(*rules: tuple[str, Any, bool, str]) -> None:
         raise UserError("wrong settings: " + "; ".join(faults) + ".")
 
 
-def _device(
-    name: str, memory_gib: float | None, tflops: float | None, bandwidth_gbs: float | None
-) -> Gpu | None:
-    from medsft.planner.hardware import Gpu, find_gpu
-
-    own = {"--gpu_memory_gib": memory_gib, "--gpu_tflops": tflops, "--gpu_bandwidth_gbs": bandwidth_gbs}
-    _check(
-        *((flag, value, value is None or 0 < value < float("inf"), "above 0") for flag, value in own.items())
-    )
-    if name.lower() == "cpu":
-        return None
-    if name.lower() == "custom":
-        missing = [flag for flag, value in own.items() if value is None]
-        if missing:
-            raise UserError(f"--gpu custom needs {', '.join(missing)} as well.")
-        made = Gpu("custom", 0, 0, 0, True, "pcie4")
-    else:
-        made = find_gpu(name)
-    changes = {
-        "memory_bytes": memory_gib and memory_gib * _GIB,
-        "peak_flops": tflops and tflops * 1e12,
-        "bandwidth": bandwidth_gbs and bandwidth_gbs * 1e9,
-    }
-    return replace(made, **{field: value for field, value in changes.items() if value})
-
-
-def _shape(folder: Path | None, preset: str) -> Shape:
-    from medsft.planner.shape import Shape
-    from medsft.shapes import PRESETS, RELEASED_ROWS, SIZES, size_faults
-
-    sizes = {"vocab_size": RELEASED_ROWS, **PRESETS["6b"]}
-    if folder is None:
-        name = "6b" if preset == _CHATGLM_6B else preset
-        if name not in PRESETS:
-            raise UserError(
-                f"there is no preset {preset!r}; choose one of {_CHATGLM_6B}, {', '.join(PRESETS)}."
-            )
-        return Shape(**{**sizes, **PRESETS[name]})
-    path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_name_or_path {folder}: {path} cannot be read ({error}). Give a folder with a "
-            "config.json, or a --preset."
-        ) from error
-    sizes |= {name: fields[name] for name in SIZES if name in fields}
-    faults = [
-        f"{name} is {size!r}, must be a whole number"
-        for name, size in sizes.items()
-        if isinstance(size, bool) or not isinstance(size, int)
-    ]
-    faults = faults or size_faults(sizes)
-    if faults:
-        raise UserError(f"{path}: " + "; ".join(faults) + ".")
-    return Shape(**sizes, tie_word_embeddings=bool(fields.get("tie_word_embeddings", True)))
-
-
-def _real_lengths(files: list[Path], folder: Path | None, max_source: int, max_target: int) -> Lengths:
-    from medsft.chatglm.base import open_tokenizer
-    from medsft.data.cache import load_or_build
-    from medsft.planner.lengths import Lengths
-
+def _tokenizer(folder: Path | None) -> Any:
     if folder is None:
         raise UserError(
             "--train_file needs a tokenizer for its lengths: give --model_name_or_path or --tokenizer, or "
             "--lengths instead."
         )
-    with tempfile.TemporaryDirectory() as cache:
-        data = load_or_build(
-            files,
-            open_tokenizer(folder),
-            cache,
-            max_source_length=max_source,
-            max_target_length=max_target,
-            max_bad_share=1.0,
-        )
-        return Lengths(tuple(map(int, data.lengths)), tuple(map(int, data.num_targets)))
+    from medsft.chatglm.base import open_tokenizer
+
+    return open_tokenizer(folder)
 
 
 def _configs(path: Path) -> dict[str, dict[str, Any]]:
@@ -319,13 +246,11 @@ def _print(
     found: list[Candidate],
     grown: Scaling,
     price: float | None,
-    model: Path | None,
-    train_file: list[Path] | None,
-    deepspeed: Path | None,
+    words: list[str],
 ) -> None:
     from medsft.cli import plan_tables
     from medsft.cli.checkpoint_tables import write
-    from medsft.planner.advice import command, gpus_that_fit, read_configs, shown_command
+    from medsft.planner.advice import gpus_that_fit, read_configs, shown_command
 
     typer.echo(plan_tables.headline(job, cluster, found[0].plan))
     write(plan_tables.configurations(found, price))
@@ -337,12 +262,6 @@ def _print(
     if found[0].plan.fits:
         if found[0].plan.settings.hpz > 1:
             typer.echo(f"- zero_hpz_partition_size in {found[0].name} is to be {cluster.gpus_per_node}.")
-        words = command(
-            found[0],
-            str(model or "models/chatglm-6b"),
-            str((train_file or ["data/train.jsonl"])[0]),
-            deepspeed=deepspeed and str(deepspeed),
-        )
         typer.echo(f"\n{shown_command(words)}")
         return
     typer.echo(f"- Nothing fits: {plan_tables.shortage(found[0])}.")

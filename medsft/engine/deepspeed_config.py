@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from medsft.errors import UserError
-from medsft.planner.settings import auto_elements
+from medsft.planner.settings import DS_CONFIGS, auto_elements
 from medsft.planner.shape import Shape
 
 
@@ -73,7 +73,7 @@ def default_path(device: torch.device) -> Path:
     name = "zero3_cpu.json"
     if device.type == "cuda":
         name = "zero3.json" if has_bf16(device) else "zero3_fp16.json"
-    return Path(__file__).resolve().parents[2] / "ds_configs" / name
+    return DS_CONFIGS / name
 
 
 def settle(

@@ -16,10 +16,9 @@ from medsft.planner.hardware import Gpu
 from medsft.planner.lengths import Lengths
 from medsft.planner.memory import Saves
 from medsft.planner.plan import Batch, Plan, plan
-from medsft.planner.settings import ZeroSettings
+from medsft.planner.settings import DS_CONFIGS, ZeroSettings
 from medsft.planner.shape import Shape
 
-FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 _WORTH_IT = 0.9  # more GPUs have to save a tenth of the time
 
 
@@ -75,7 +74,7 @@ class Job:
         return plan(self.shape, self.lengths, cluster, ds_config, batch, self.saves, self.efficiency)
 
 
-def read_configs(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+def read_configs(folder: Path = DS_CONFIGS) -> dict[str, dict[str, Any]]:
     """The configurations that come with medsft, by file name."""
     return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
@@ -236,11 +235,11 @@ def gpus_that_fit(
 def command(
     candidate: Candidate,
     model: str,
-    train_file: str,
+    train_files: Sequence[str],
     output_dir: str = "runs/planned",
     deepspeed: str | None = None,
 ) -> list[str]:
-    """The command line that starts the planned run, as words.
+    """The command line that starts the planned run, as words, with the whole batch: the plan is of no other.
 
     What the plan needs of each host goes along, for the launcher to look at before the start. `deepspeed`:
     path of the configuration, where it is not the one of that name in ds_configs.
@@ -254,7 +253,7 @@ def command(
         where += ["--needs-gpu-memory", _gib(made.gpu_bytes)]
     words = ["python", "-m", "launcher", "run", *where, "medsft/train.py"]
     words += ["--deepspeed", deepspeed or f"ds_configs/{candidate.name}", "--model_name_or_path", model]
-    words += ["--train_file", train_file, "--output_dir", output_dir]
+    words += ["--train_file", *train_files, "--output_dir", output_dir]
     words += ["--global_batch_size", str(made.batch.global_size)]
     words += ["--per_device_train_batch_size", str(made.batch.per_device_size)]
     if made.batch.max_steps > 0:
@@ -265,6 +264,8 @@ def command(
         words += ["--gradient_checkpointing", "true"]
     if not made.batch.packing:
         words += ["--packing", "false"]
+    if not made.num_saves:
+        words += ["--save_strategy", "no"]
     return words
 
 

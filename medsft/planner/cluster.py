@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from medsft.errors import UserError
-from medsft.planner.hardware import LINKS, NETWORKS, Gpu, Link
+from medsft.planner.hardware import GIB, LINKS, NETWORKS, Gpu, Link, find_link, find_network
 
 LARGEST_WORLD = 65_536
+_WITH_PCIE5 = ("nvlink4", "pcie5")  # links of the GPUs that reach their host by PCIe 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,29 @@ class Cluster:
         if faults:
             raise UserError("wrong cluster: " + "; ".join(faults) + ".")
 
+    @classmethod
+    def of(
+        cls,
+        gpu: Gpu | None,
+        gpus_per_node: int,
+        nodes: int,
+        host_memory_gib: float | None,
+        interconnect: str | None,
+        network: str,
+    ) -> Self:
+        """Machines with links by name; `interconnect` None: as is usual for the GPU. Raises `UserError`."""
+        usual = gpu.link if gpu else "pcie4"
+        return cls(
+            gpu=gpu,
+            gpus_per_node=gpus_per_node,
+            nodes=nodes,
+            gpu_memory_bytes=gpu.memory_bytes if gpu else 0.0,
+            host_memory_bytes=None if host_memory_gib is None else host_memory_gib * GIB,
+            link=find_link(interconnect or usual),
+            network=find_network(network),
+            pcie=LINKS["pcie5" if usual in _WITH_PCIE5 else "pcie4"],
+        )
+
     @property
     def world_size(self) -> int:
         """Ranks in all."""
@@ -78,7 +103,3 @@ class Efficiency:
     def __post_init__(self) -> None:
         if not 0 < self.compute <= 1:
             raise UserError(f"--efficiency {self.compute} must be above 0 and at most 1.")
-
-
-PEAK = Efficiency(1.0, 1.0, 1.0, 1.0, 1.0)
-"""Everything at its peak: gives the floor."""

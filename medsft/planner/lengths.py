@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from medsft.data.plan import split, split_by_count
 from medsft.errors import UserError
 from medsft.planner.flops import pairs_of
+
+if TYPE_CHECKING:
+    from medsft.data.encode import Tokenizer
 
 MED_CHATGLM_QUANTILES = (
     (0.0, 20), (0.05, 38), (0.25, 52), (0.5, 63), (0.75, 78), (0.9, 92), (0.99, 126), (1.0, 264),
@@ -80,6 +85,24 @@ def parse_quantiles(text: str) -> tuple[tuple[float, float], ...]:
     if not rising or shares[0] != 0 or shares[-1] != 1 or not (tokens[0] >= 3 and tokens[-1] < math.inf):
         raise UserError(problem)
     return pairs
+
+
+def read_lengths(
+    files: Sequence[Path], tokenizer: Tokenizer, max_source_length: int, max_target_length: int
+) -> Lengths:
+    """Lengths of the usable examples of some files, cut as the trainer cuts them. Raises `UserError`."""
+    from medsft.data.cache import load_or_build  # made-up lengths do without
+
+    with tempfile.TemporaryDirectory() as cache:
+        data = load_or_build(
+            files,
+            tokenizer,
+            cache,
+            max_source_length=max_source_length,
+            max_target_length=max_target_length,
+            max_bad_share=1.0,
+        )
+        return Lengths(tuple(map(int, data.lengths)), tuple(map(int, data.num_targets)))
 
 
 def _interpolate(share: float, quantiles: Sequence[tuple[float, float]]) -> float:

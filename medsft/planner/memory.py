@@ -79,16 +79,6 @@ class Saves:
     shard_bytes: float = 2e9
 
 
-def zero3_bytes(num_parameters: float, world_size: int) -> dict[str, float]:
-    """The three parts of the classic table of ZeRO-3, for a rank: bf16 weights, bf16 gradients, 12 B of Adam.
-
-    2 + 2 + 12 bytes a parameter over the ranks (Rajbhandari et al., arXiv 1910.02054, section 5). This
-    trainer accumulates gradients in fp32, so `resident` has 4 bytes for them.
-    """
-    share = num_parameters / world_size
-    return {"weights": 2 * share, "gradients": 2 * share, "master and moments": 12 * share}
-
-
 def checkpoint_bytes(num_parameters: float) -> float:
     """A checkpoint, and its copy in host memory over all ranks: fp32 weight and two moments, 12 B."""
     return 3 * FP32 * num_parameters

@@ -147,7 +147,6 @@ def plan(
     batch: Batch,
     saves: Saves | None = None,
     efficiency: Efficiency | None = None,
-    one_pass_adam: bool = False,
 ) -> Plan:
     """Plans a run.
 
@@ -181,7 +180,7 @@ def plan(
         settings,
         sizes,
         stages(shape, settings, place, sizes, batch.checkpointing, saves),
-        step_times(shape, settings, cluster, sizes, batch.checkpointing, efficiency, one_pass_adam),
+        step_times(shape, settings, cluster, sizes, batch.checkpointing, efficiency),
         num_steps,
         max(1, math.ceil(batch.num_epochs)) if saves.checkpoints else 0,
     )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from medsft.errors import UserError
 from medsft.planner.shape import Shape
 
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+"""The configurations that come with medsft."""
+
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # DeepSpeed's own defaults (deepspeed/runtime/zero/config.py), for what the JSON leaves out.
 _DEFAULTS = {
     "reduce_bucket_size": 5e8,
-    "stage3_prefetch_bucket_size": 5e7,
     "stage3_param_persistence_threshold": 1e5,
     "stage3_max_live_parameters": 1e9,
     "sub_group_size": 1e9,
@@ -45,7 +48,7 @@ class ZeroSettings:
         offload_param: none or cpu: where the slices of the weights live.
         pins_optimizer: its buffers on the host are page-locked.
         pins_param: those of the weights are.
-        reduce_bucket, prefetch_bucket, max_live, persistence, sub_group: in elements.
+        reduce_bucket, max_live, persistence, sub_group: in elements.
         hpz: ranks that share a further copy of the weights (hpZ); 1: none.
         nvme_buffers: buffers of a sub-group each, through which states come from NVMe.
         overlaps: collectives run beside the computation.
@@ -57,7 +60,6 @@ class ZeroSettings:
     pins_optimizer: bool
     pins_param: bool
     reduce_bucket: int
-    prefetch_bucket: int
     max_live: int
     persistence: int
     sub_group: int
@@ -92,7 +94,6 @@ class ZeroSettings:
             pins_optimizer=bool(optimizer.get("pin_memory", False)),
             pins_param=bool(param.get("pin_memory", False)),
             reduce_bucket=elements("reduce_bucket_size"),
-            prefetch_bucket=elements("stage3_prefetch_bucket_size"),
             max_live=elements("stage3_max_live_parameters"),
             persistence=elements("stage3_param_persistence_threshold"),
             sub_group=elements("sub_group_size"),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
+
+from medsft.errors import UserError
+from medsft.shapes import PRESETS, RELEASED_ROWS, SIZES, size_faults
+
+CHATGLM_6B = "chatglm-6b"
+"""The released model's name, for preset 6b."""
 
 
 class HasShape(Protocol):
@@ -110,3 +118,34 @@ class Shape:
     def kept_whole(self, threshold: int) -> int:
         """Elements of the parameters of at most `threshold` elements, which every rank keeps gathered."""
         return sum(size for size in self.tensors() if size <= threshold)
+
+
+def preset_shape(name: str) -> Shape:
+    """The shape of that name, with the released vocabulary. Raises `UserError`, which lists the names."""
+    preset = PRESETS.get("6b" if name == CHATGLM_6B else name)
+    if preset is None:
+        raise UserError(f"there is no preset {name!r}; choose one of {CHATGLM_6B}, {', '.join(PRESETS)}.")
+    return Shape(RELEASED_ROWS, **preset)
+
+
+def read_shape(folder: Path) -> Shape:
+    """The shape that a model folder's config.json gives; what it leaves out is as in ChatGLM-6B.
+
+    Raises `UserError` naming the file, where it cannot be read, and where no model can have these sizes.
+    """
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model_name_or_path {folder}: {path} cannot be read ({error}). Give a folder with a "
+            "config.json, or a --preset."
+        ) from error
+    sizes = {"vocab_size": RELEASED_ROWS, **PRESETS["6b"]}
+    sizes |= {name: fields[name] for name in SIZES if name in fields}
+    faults = size_faults(sizes)
+    if faults:
+        raise UserError(f"{path}: " + "; ".join(faults) + ".")
+    return Shape(**sizes, tie_word_embeddings=bool(fields.get("tie_word_embeddings", True)))

@@ -67,7 +67,6 @@ def step_times(
     sizes: StepSizes,
     checkpointing: bool,
     efficiency: Efficiency,
-    one_pass_adam: bool = False,
 ) -> Times | None:
     """Times of a step; None where the speed of the device is not known (the CPU, a strange GPU).
 
@@ -83,11 +82,10 @@ def step_times(
     streams = passes * (_PASSES_OVER_WEIGHTS + checkpointing)
     streaming_s = streams * settings.bytes_a_weight * parameters / (gpu.bandwidth * efficiency.memory)
     moved = traffic.collectives(parameters, settings, cluster.gpus_per_node, cluster.nodes, passes)
-    has_gpu_adam = settings.offload_optimizer == "none"
     read, written = traffic.nvme_bytes(parameters, settings, ranks)
     pcie = traffic.pcie_bytes(parameters, settings, ranks, passes)
     adam = traffic.host_adam_bytes(parameters, settings, ranks)
-    optimizer = traffic.optimizer_bytes(parameters, ranks, one_pass_adam) * has_gpu_adam
+    optimizer = traffic.optimizer_bytes(parameters, settings, ranks)
     return Times(
         compute_s=max(flops.total / (gpu.peak_flops * efficiency.compute), streaming_s),
         optimizer_s=optimizer / (gpu.bandwidth * efficiency.memory),

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 
 from medsft.planner.settings import ZeroSettings
 
-ONE_PASS_ADAM = 28
-"""Bytes a parameter of AdamW done at once: read 16-bit gradient (2) and master, m, v (12), write these (12)
-and the 16-bit weight (2)."""
-
-DEEPSPEED_ADAM = 54
-"""Bytes a parameter as DeepSpeed 0.19.8 does it, with fp32 gradients: norm 4 (read); flattened into a
-sub-group 8 (read, write); clipped 8; AdamW reads gradient, master, m, v 16 and writes 12; cast back 6 (read
-4, write 2)."""
+GPU_ADAM = 54
+"""Bytes a parameter of a GPU's AdamW in DeepSpeed 0.19.8, with fp32 gradients: norm 4 (read); flattened into
+a sub-group 8 (read, write); clipped 8; torch's fused AdamW reads gradient, master, m, v 16 and writes 12;
+cast back 6 (read 4, write 2)."""
 
 PCIE_GRADIENTS = 12
 """Bytes a parameter over PCIe where the optimiser is offloaded: the fp32 gradient down to be added up, up for
@@ -40,15 +36,19 @@ class Collectives:
     between: float
 
 
-def zero3_bytes(num_parameters: float, bytes_a_weight: int, ranks: int, num_gathers: int = 2) -> float:
-    """What a rank receives in a micro-step of plain ZeRO-3.
+def zero3_bytes(num_parameters: float, bytes_a_weight: int, ranks: int) -> float:
+    """What a rank receives in a micro-step of plain ZeRO-3: 3·s·P·(W - 1)/W.
 
-    Each gather of all weights brings a rank what it does not hold, s·P·(W - 1)/W; so does, the other way
-    round, the reduce-scatter of the gradients. Weights are gathered for the forward and for the backward
-    pass: 3·s·P·(W - 1)/W in all (ZeRO, arXiv 1910.02054, section 7.2.2). Recomputation gathers nothing more:
-    it runs where the backward pass has gathered.
+    Weights are gathered for the forward and for the backward pass, gradients reduced and scattered once
+    (ZeRO, arXiv 1910.02054, section 7.2.2). Recomputation gathers nothing more: it runs where the backward
+    pass has gathered.
     """
-    return (num_gathers + 1) * bytes_a_weight * num_parameters * (ranks - 1) / ranks
+    return 3 * _gather_bytes(num_parameters, bytes_a_weight, ranks)
+
+
+def _gather_bytes(num_parameters: float, bytes_a_weight: int, ranks: int) -> float:
+    """What a rank receives in one gather of all weights, or in one reduction: all but its own share."""
+    return bytes_a_weight * num_parameters * (ranks - 1) / ranks
 
 
 def collectives(
@@ -62,21 +62,20 @@ def collectives(
     """
     ranks = gpus_per_node * nodes
     size = settings.bytes_a_weight
-    one = size * num_parameters * (ranks - 1) / ranks
+    plain = zero3_bytes(num_parameters, size, ranks) * num_micro_batches
     if nodes == 1:
-        return Collectives(3 * one * num_micro_batches, 0.0)
+        return Collectives(plain, 0.0)
     if not 1 < settings.hpz < ranks:
-        return Collectives(3 * one * num_micro_batches, 3 * one * num_micro_batches)
-    group = size * num_parameters * (settings.hpz - 1) / settings.hpz
-    crossing = one * (1 + num_micro_batches)
-    staying = group * (2 * num_micro_batches - 1)
+        return Collectives(plain, plain)
+    crossing = _gather_bytes(num_parameters, size, ranks) * (1 + num_micro_batches)
+    staying = _gather_bytes(num_parameters, size, settings.hpz) * (2 * num_micro_batches - 1)
     between = crossing + (0 if settings.hpz <= gpus_per_node else staying)
     return Collectives(crossing + staying, between)
 
 
-def optimizer_bytes(num_parameters: float, ranks: int, one_pass: bool = False) -> float:
+def optimizer_bytes(num_parameters: float, settings: ZeroSettings, ranks: int) -> float:
     """What AdamW moves in a GPU's own memory in a step."""
-    return (ONE_PASS_ADAM if one_pass else DEEPSPEED_ADAM) * num_parameters / ranks
+    return GPU_ADAM * num_parameters / ranks if settings.offload_optimizer == "none" else 0.0
 
 
 def pcie_bytes(num_parameters: float, settings: ZeroSettings, ranks: int, num_micro_batches: float) -> float:

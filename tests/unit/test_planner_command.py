@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +15,10 @@ import torch
 import torch.distributed as dist
 from typer.testing import CliRunner
 
+from launcher import options
 from medsft.chatglm import ChatGLMConfig
 from medsft.cli import app
+from medsft.cli.planning import _LENGTH_LIMIT
 from medsft.config import parse
 from medsft.data.plan import StepPlan
 from medsft.engine.deepspeed_config import resolve_batch
@@ -54,6 +58,46 @@ def test_the_table_names_what_matters():
     # Three checkpoints of 12 bytes a parameter and a model of two are 219 GiB.
     start = "python -m launcher run --num-gpus 8 --needs-memory 101 --needs-disk 219 --needs-gpu-memory 20"
     assert f"{start} medsft/train.py --deepspeed ds_configs/zero3.json" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", {}),
+        (
+            "--global_batch_size 24 --per_device_train_batch_size 2 --num_train_epochs 2",
+            {"global_batch_size": 24, "per_device_train_batch_size": 2, "num_train_epochs": 2.0},
+        ),
+        (
+            "--max_source_length 512 --max_target_length 300 --no-packing --no-checkpoints",
+            {
+                "max_source_length": 512,
+                "max_target_length": 300,
+                "packing": False,
+                "save_strategy": "no",
+            },
+        ),
+    ],
+)
+def test_the_plan_is_that_of_its_command(arguments, expected):
+    """Sixteen examples a step without a flag, where the trainer alone would take eight for each GPU."""
+    planned = json.loads(run(*arguments.split(), "--json"))
+    (line,) = [line for line in run(*arguments.split()).splitlines() if line.startswith("python -m launcher")]
+    taken = parse(options.parse(shlex.split(line)[3:]).script[1:]).flags()
+    expected = {
+        "global_batch_size": 16,
+        "per_device_train_batch_size": planned["configurations"][0]["per_device_train_batch_size"],
+        "gradient_accumulation_steps": None,
+        "micro_batch_tokens": None,
+        "max_source_length": _LENGTH_LIMIT,
+        "max_target_length": _LENGTH_LIMIT,
+        "num_train_epochs": 3.0,
+        "packing": True,
+        "save_strategy": "epoch",
+    } | expected
+    assert {name: taken[name] for name in expected} == expected
+    num_steps = math.ceil(taken["num_train_epochs"] * 7622 / taken["global_batch_size"])
+    assert planned["num_steps"] == num_steps
 
 
 def test_what_does_not_fit_is_said():

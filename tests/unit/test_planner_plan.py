@@ -10,7 +10,7 @@ import pytest
 from medsft.data.pack import DUMMY_LENGTH, LENGTH_MULTIPLE
 from medsft.errors import UserError
 from medsft.planner import lengths as planner_lengths
-from medsft.planner.advice import FOLDER, Job, best, candidates, command, gpus_that_fit, read_configs, scaling
+from medsft.planner.advice import Job, best, candidates, command, gpus_that_fit, read_configs, scaling
 from medsft.planner.cluster import Cluster, Efficiency
 from medsft.planner.hardware import (
     GPUS,
@@ -19,16 +19,18 @@ from medsft.planner.hardware import (
     find_gpu,
     find_link,
     find_network,
+    gpu_of,
     match_gpu,
 )
 from medsft.planner.lengths import Lengths, parse_quantiles, step_sizes
 from medsft.planner.memory import Saves
 from medsft.planner.plan import Batch, plan
-from medsft.planner.settings import ZeroSettings
+from medsft.planner.settings import DS_CONFIGS, ZeroSettings
 from medsft.planner.shape import Shape
 
 CHATGLM_6B = Shape(130_528, 4096, 28, 32, 16_384)
 CONFIGS = read_configs()
+FILES = ["data/训练 1.jsonl", "data/more.jsonl"]
 DATA = Lengths.from_quantiles(num_examples=800)
 
 
@@ -82,31 +84,110 @@ def test_names_of_hardware():
     for call, text in ((find_link, "nvlonk"), (find_network, "7g"), (find_link, "-3GB/s")):
         with pytest.raises(UserError, match="choose one of"):
             call(text)
-    assert match_gpu("NVIDIA A100-SXM4-40GB", 42e9) is GPUS["A100-40"]
-    assert match_gpu("NVIDIA H200", 150e9) is GPUS["H200-141"]
-    assert match_gpu("NVIDIA GeForce RTX 4090", 25e9) is GPUS["RTX-4090"]
-    assert match_gpu("NVIDIA RTX 6000 Ada Generation", 51e9) is GPUS["6000-Ada"]
-    assert match_gpu("NVIDIA RTX A6000", 51e9) is GPUS["A6000"]
-    assert match_gpu("NVIDIA A100-PCIE-40GB", 42e9) == replace(GPUS["A100-40"], link="pcie4")
-    assert match_gpu("NVIDIA H100 PCIe", 85e9) is find_gpu("h100-80-pcie") is GPUS["H100-80-PCIe"]
-    assert match_gpu("NVIDIA H100 80GB HBM3", 85e9) is find_gpu("H100") is GPUS["H100-80"]
-    assert match_gpu("Radeon", 1e9) is None
+    assert find_gpu("h100-80-pcie") is GPUS["H100-80-PCIe"] and find_gpu("H100") is GPUS["H100-80"]
+
+
+def test_a_gpu_and_its_links_as_flags_describe_them():
+    made = gpu_of("A100", memory_gib=64, tflops=300)
+    expected = replace(GPUS["A100-80"], memory_bytes=64 * 2**30, peak_flops=300e12)
+    assert made == expected and gpu_of("CPU") is None
+    custom = gpu_of("custom", 96, 500, 4000)
+    assert (custom.memory_bytes, custom.peak_flops, custom.bandwidth) == (96 * 2**30, 500e12, 4e12)
+
+    cluster = Cluster.of(GPUS["H100-80"], 8, 2, 512, None, "400g")
+    assert (cluster.link.name, cluster.network.name, cluster.world_size) == ("nvlink4", "400g", 16)
+    assert (cluster.gpu_memory_bytes, cluster.host_memory_bytes) == (GPUS["H100-80"].memory_bytes, 2**39)
+    assert Cluster.of(GPUS["H100-80"], 8, 1, None, "50GB/s", "100g").link.bandwidth == 50e9
+    for name, pcie in (("H100-80", "pcie5"), ("H100-80-PCIe", "pcie5"), ("A100-80", "pcie4")):
+        assert Cluster.of(GPUS[name], 1, 1, None, None, "100g").pcie is LINKS[pcie]
+    assert Cluster.of(None, 2, 1, None, None, "100g").gpu_memory_bytes == 0
+
+
+# As torch.cuda.get_device_name gives them, with GiB of torch.cuda.get_device_properties.
+DEVICE_NAMES = {
+    ("Tesla V100-SXM2-16GB", 15.8): "V100-16",
+    ("Tesla V100-SXM2-32GB", 31.7): "V100-32",
+    ("Tesla V100-SXM3-32GB", 31.7): "V100-32",
+    ("Tesla V100-PCIE-16GB", 15.8): "V100-16-PCIe",
+    ("Tesla V100-PCIE-32GB", 31.7): "V100-32-PCIe",
+    ("NVIDIA A100-SXM4-40GB", 39.4): "A100-40",
+    ("A100-SXM-80GB", 79.2): "A100-80",
+    ("NVIDIA A100-SXM4-80GB", 79.2): "A100-80",
+    ("NVIDIA A100-PCIE-40GB", 39.4): "A100-40-PCIe",
+    ("NVIDIA A100 80GB PCIe", 79.2): "A100-80-PCIe",
+    ("NVIDIA A800-SXM4-80GB", 79.3): "A800-80",
+    ("NVIDIA A800 80GB PCIe", 79.2): "A800-80-PCIe",
+    ("NVIDIA H100 80GB HBM3", 79.1): "H100-80",
+    ("NVIDIA H100 PCIe", 79.2): "H100-80-PCIe",
+    ("NVIDIA H100 NVL", 93.1): "H100-94-NVL",
+    ("NVIDIA H800", 79.1): "H800-80",
+    ("NVIDIA H200", 139.8): "H200-141",
+    ("NVIDIA H20", 95.1): "H20-96",
+    ("NVIDIA L40", 44.4): "L40",
+    ("NVIDIA L40S", 44.4): "L40S",
+    ("NVIDIA A40", 44.4): "A40",
+    ("NVIDIA A30", 23.5): "A30",
+    ("NVIDIA A10", 22.1): "A10",
+    ("NVIDIA RTX A6000", 47.5): "A6000",
+    ("NVIDIA RTX A6000", 44.6): "A6000",  # with error correction
+    ("NVIDIA RTX 6000 Ada Generation", 47.5): "6000-Ada",
+    ("NVIDIA GeForce RTX 3090", 23.7): "RTX-3090",
+    ("NVIDIA GeForce RTX 4090", 23.6): "RTX-4090",
+    ("NVIDIA GeForce RTX 5090", 31.4): "RTX-5090",
+}
+
+
+def test_a_driver_calls_every_listed_gpu_by_its_name():
+    found = {device: match_gpu(device[0], device[1] * 2**30) for device in DEVICE_NAMES}
+    assert {device: gpu and gpu.name for device, gpu in found.items()} == DEVICE_NAMES
+    assert set(DEVICE_NAMES.values()) == set(GPUS)
+
+
+@pytest.mark.parametrize(
+    ("device_name", "gib"),
+    [
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", 94.9),
+        ("Quadro RTX 6000", 23.6),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7),
+        ("NVIDIA GeForce RTX 4090 D", 23.6),
+        ("NVIDIA GeForce RTX 4090", 47.4),  # rebuilt with twice its memory
+        ("NVIDIA GeForce RTX 3090 Ti", 23.6),
+        ("Tesla V100S-PCIE-32GB", 31.7),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 39.2),
+        ("NVIDIA A100-SXM4-80GB", 39.2),  # a part, under the name of the whole
+        ("NVIDIA A100-SXM-64GB", 63.4),
+        ("NVIDIA A10G", 22.1),
+        ("NVIDIA H20-3e", 139.8),
+        ("NVIDIA H200 NVL", 139.8),
+        ("NVIDIA GH200 480GB", 94.6),
+        ("Radeon", 1.0),
+        ("", 0.0),
+    ],
+)
+def test_a_gpu_that_is_not_listed_is_none(device_name, gib):
+    assert match_gpu(device_name, gib * 2**30) is None
 
 
 def test_hardware_is_as_its_makers_state_it():
     """Dense 16-bit TFLOP/s with fp32 sums, GB/s of memory, GB/s of the link in one direction: data sheets."""
     stated = {
         "V100-32": (125, 900, 150),  # 300 GB/s of NVLink 2, both directions
+        "V100-32-PCIe": (112, 900, 16),
         "A100-40": (312, 1555, 300),
         "A100-80": (312, 2039, 300),
+        "A100-80-PCIe": (312, 1935, 32),
         "A800-80": (312, 2039, 200),
         "H100-80": (989, 3350, 450),
         "H100-80-PCIe": (756, 2000, 64),
+        "H100-94-NVL": (835, 3900, 64),
         "H800-80": (989, 3350, 200),
         "H200-141": (989, 4800, 450),
         "H20-96": (148, 4000, 450),
+        "L40": (181, 864, 32),
         "L40S": (362, 864, 32),
+        "A30": (165, 933, 32),
         "RTX-4090": (165.2, 1008, 32),
+        "RTX-5090": (209.5, 1792, 64),
     }
     for name, figures in stated.items():
         gpu = GPUS[name]
@@ -224,11 +305,12 @@ def test_the_command_is_one_that_the_trainer_takes():
     from medsft.config import parse
 
     for cluster in (cluster_of("A100", 8), cluster_of("A100", 8, 2), cluster_of("V100-32", 4)):
-        words = command(best(job(), cluster, CONFIGS), "models/我的 model", "data/训练 1.jsonl")
+        words = command(best(job(), cluster, CONFIGS), "models/我的 model", FILES)
         taken = options.parse(words[3:])
         config = parse(taken.script[1:])
         assert config.optimization.global_batch_size == 16
         assert config.model.model_name_or_path == "models/我的 model"
+        assert config.data.train_file == FILES
 
 
 def test_price_and_steps():
@@ -238,12 +320,12 @@ def test_price_and_steps():
 
 
 def test_predictions_in_the_document_are_those_of_the_benchmark_and_near_what_it_measured():
-    text = (FOLDER.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = (DS_CONFIGS.parent / "docs" / "performance.md").read_text(encoding="utf-8")
     result = json.loads(
-        (FOLDER.parent / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8")
+        (DS_CONFIGS.parent / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8")
     )
     assert f"({result['settings']['parameters']} parameters)" in text
-    assert len(result["rows"]) == 6
+    assert len(result["rows"]) == text.count("| `zero3") >= 8
     for row in result["rows"]:
         predicted, measured = row["planned GB"], row["measured GB"]
         difference = row["planned over measured"].replace("-", "−").replace("%", " %")

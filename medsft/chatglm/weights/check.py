@@ -15,9 +15,9 @@ from medsft.chatglm.weights.release import check_parts, read_tokenizer_facts
 from medsft.chatglm.weights.shards import check_folder, read_json
 from medsft.chatglm.weights.verify import NUM_SAMPLED_ROWS, bytes_to_verify, check_tie, verify_contents
 from medsft.errors import UserError
+from medsft.shapes import not_whole
 
 CONFIG_FILE = "config.json"
-WHOLE_NUMBERS = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size")
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The release stores these buffers; the model computes them from pure numbers.
 IGNORED_NAMES = re.compile(r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq")
@@ -123,12 +123,10 @@ def _check_supported(folder: Path, content: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} has no vocab_size. Take config.json from the release that the weights are from."
         )
-    not_whole = [
-        f"{name} is {content[name]!r}" for name in WHOLE_NUMBERS if type(content.get(name, 1)) is not int
-    ]
-    if not_whole:
+    faults = not_whole(content)
+    if faults:
         raise UserError(
-            f"{path} has values that are not whole numbers: {', '.join(not_whole)}. Take config.json from "
+            f"{path} has values that are not whole numbers: {', '.join(faults)}. Take config.json from "
             "the release that the weights are from."
         )
     if content.get("quantization_embeddings"):
