@@ -1,5 +1,6 @@
 import pytest
 
+from medsft.errors import UserError
 from medsft.files import write_json
 from medsft.run_folder import (
     RunFolder,
@@ -136,6 +137,14 @@ def test_the_model_of_a_run_is_found_inside_it(tmp_path):
     assert model_folder(tmp_path) == tmp_path / "model"
     (tmp_path / "config.json").write_text("{}")
     assert model_folder(tmp_path) == tmp_path
+
+
+def test_a_run_without_a_model_says_how_to_get_one(tmp_path):
+    run = tmp_path / "训练 1"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not written its model.*medsft export '.*训练 1' MODEL_FOLDER"):
+        model_folder(run)
 
 
 def test_json_files_hold_no_nan(tmp_path):
