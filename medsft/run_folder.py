@@ -69,17 +69,20 @@ class RunFolder:
 def model_folder(folder: Path) -> Path:
     """The folder itself, or the final model inside it when it is that of a run.
 
-    Raises `UserError` for a run that has written no model yet.
+    Raises `UserError` for a run that has written no model yet, and for a checkpoint.
     """
     run = RunFolder(folder)
+    name = shlex.quote(str(folder))
     if (folder / "config.json").exists():
         return folder
+    if (folder / "manifest.json").exists():
+        raise UserError(f"{folder} is a checkpoint. Take its model out: medsft export {name} MODEL_FOLDER.")
     if (run.model / "config.json").exists():
         return run.model
     if run.description.exists():
         raise UserError(
             f"The run in {folder} has not written its model yet. Let it finish, or take the model out of its "
-            f"newest checkpoint: medsft export {shlex.quote(str(folder))} MODEL_FOLDER."
+            f"newest checkpoint: medsft export {name} MODEL_FOLDER."
         )
     return folder
 

@@ -147,6 +147,16 @@ def test_a_run_without_a_model_says_how_to_get_one(tmp_path):
         model_folder(run)
 
 
+def test_a_checkpoint_is_no_model(tmp_path):
+    """Its folder `model` has a tokenizer and no weights, and is none either."""
+    make_checkpoints(tmp_path, 10)
+    checkpoint = RunFolder(tmp_path).checkpoints / step_name(10)
+    (checkpoint / "model").mkdir()
+    (checkpoint / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a checkpoint.*medsft export .*step-00000010 MODEL_FOLDER"):
+        model_folder(checkpoint)
+
+
 def test_json_files_hold_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"loss": float("nan")})
