@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,9 +67,24 @@ class RunFolder:
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder itself, or the final model inside it when it is that of a run."""
-    inside = RunFolder(folder).model
-    return inside if not (folder / "config.json").exists() and (inside / "config.json").exists() else folder
+    """The folder itself, or the final model inside it when it is that of a run.
+
+    Raises `UserError` for a run that has written no model yet, and for a checkpoint.
+    """
+    run = RunFolder(folder)
+    name = shlex.quote(str(folder))
+    if (folder / "config.json").exists():
+        return folder
+    if (folder / "manifest.json").exists():
+        raise UserError(f"{folder} is a checkpoint. Take its model out: medsft export {name} MODEL_FOLDER.")
+    if (run.model / "config.json").exists():
+        return run.model
+    if run.description.exists():
+        raise UserError(
+            f"The run in {folder} has not written its model yet. Let it finish, or take the model out of its "
+            f"newest checkpoint: medsft export {name} MODEL_FOLDER."
+        )
+    return folder
 
 
 _OF_A_RUN = (

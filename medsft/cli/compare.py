@@ -115,12 +115,13 @@ def compare(
             num_bits(quantize),
             progress,
         )
+    faults = findings.faults(Gate(min_exact, max_forgetting, max_accuracy_drop))
+    if output is not None:  # before anything is printed: whoever reads that may go away (| head)
+        write_comparison(output, base, tuned, findings, faults)
     console = Console()
     console.print(comparison_table(findings.answered))
     console.print(measures_table(findings))
-    faults = findings.faults(Gate(min_exact, max_forgetting, max_accuracy_drop))
     if output is not None:
-        write_comparison(output, base, tuned, findings, faults)
         typer.echo(f"written to {output}")
     for fault in faults:
         typer.echo(harmless(fault), err=True)

@@ -86,7 +86,7 @@ def parse_record(record: object, columns: Columns) -> Fields:
         raise BadRecord("empty prompt")
     if not response.strip():
         raise BadRecord("empty answer")
-    _check_unicode(query, response, *(text for pair in history for text in pair))
+    check_unicode(query, response, *(text for pair in history for text in pair))
     return query, response, history
 
 
@@ -177,7 +177,8 @@ def _chat(turns: object, role_key: str, text_key: str) -> Fields:
     return query, response, tuple(earlier)
 
 
-def _check_unicode(*texts: str) -> None:
+def check_unicode(*texts: str) -> None:
+    """Raises `BadRecord` where a text holds bytes that were not UTF-8."""
     for text in texts:
         try:
             text.encode()

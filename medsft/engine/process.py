@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from medsft import exit_codes
@@ -65,7 +66,7 @@ def run_process(read: Callable[[], Config], body: Callable[[Config, World, StopR
     except PeerError as error:
         if watchdog.has_spoken:
             _leave(None, exit_codes.CRASHED, speaks=False)
-        print(f"medsft: rank {world.rank} stops: {error}", file=sys.stderr, flush=True)
+        _say(f"rank {world.rank} stops: {error}")
         _leave(None, exit_codes.CRASHED, speaks=False, lingers=True)
     except Exception:
         if watchdog.has_spoken:
@@ -86,15 +87,34 @@ def _speaks(environment: Mapping[str, str]) -> bool:
 
 def _end(message: str, code: int, speaks: bool) -> int:
     if speaks:
-        print(f"medsft: {message}", file=sys.stderr, flush=True)
+        _say(message)
     else:
         time.sleep(_LINGER_S)
     return code
 
 
+def _say(message: str) -> None:
+    with suppress(OSError):  # nobody is left to read it
+        print(f"medsft: {message}", file=sys.stderr, flush=True)
+
+
+class _Log(logging.StreamHandler):
+    """Says once that lines cannot be written (a full disk, a reader that has gone): no traceback for each."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            _say(f"the log cannot be written ({error}); the training goes on without it")
+
+
 def _set_up_logging(rank: str) -> None:
     """Rank 0 tells what it does on stdout; the others only what goes wrong, with their number."""
-    handler = logging.StreamHandler(sys.stdout if rank == "0" else sys.stderr)
+    handler = _Log(sys.stdout if rank == "0" else sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s" if rank == "0" else f"rank {rank}: %(message)s"))
     ours = logging.getLogger("medsft")
     ours.handlers[:] = [handler]
@@ -113,6 +133,7 @@ def _leave(message: str | None, code: int, speaks: bool, lingers: bool = False) 
         _end(message, code, speaks)
     if lingers:
         time.sleep(_LINGER_S)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # what cannot be written changes no exit code
+            stream.flush()
     os._exit(code)

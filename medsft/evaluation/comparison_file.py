@@ -39,9 +39,9 @@ def facts(findings: Findings, faults: Sequence[str]) -> dict[str, Any]:
                 "kind": item.question.kind,
                 "expected": item.question.expected or None,
                 "base": item.base,
-                "base_exact": item.base_exact,
+                "base_exact": item.base_exact if item.question.expected else None,
                 "tuned": item.tuned,
-                "tuned_exact": item.tuned_exact,
+                "tuned_exact": item.tuned_exact if item.question.expected else None,
             }
             for item in findings.answered
         ],

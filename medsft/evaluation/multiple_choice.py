@@ -20,6 +20,7 @@ from itertools import combinations
 from pathlib import Path
 
 from medsft.data.files import BadRecord
+from medsft.data.layouts import check_unicode
 from medsft.data.records import Example
 from medsft.evaluation.answer_loss import loss_sums
 from medsft.evaluation.letter import letter_in, letters_in
@@ -95,6 +96,10 @@ def _choice_question(record: object) -> ChoiceQuestion:
     options = {
         letter: str(given[letter]).strip() for letter in LETTERS if given.get(letter) not in (None, "")
     }
+    question = str(record["question"] or "")
+    if not question.strip():
+        raise BadRecord("empty question")
+    check_unicode(question, *options.values())
     given = str(record[answer_column]).strip().upper()
     answer = "".join(sorted(given))
     if len(options) < 2:
@@ -102,7 +107,7 @@ def _choice_question(record: object) -> ChoiceQuestion:
     if not answer or len(set(answer)) < len(answer) or not set(answer) <= options.keys():
         raise BadRecord("bad answer", f"its answer {given!r} is none of {', '.join(options)}")
     has_several = record.get("question_type") == _SEVERAL or len(answer) > 1
-    return ChoiceQuestion(str(record["question"]), options, answer, has_several)
+    return ChoiceQuestion(question, options, answer, has_several)
 
 
 def likeliest_letters(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from medsft.data.files import BadRecord, expand_files, iter_objects
+from medsft.data.files import FROM_GBK, NOT_UTF8, BadRecord, expand_files, iter_objects
 from medsft.errors import UserError
 
 T = TypeVar("T")
@@ -28,7 +28,8 @@ def read_each(path: Path, make: Callable[[object], T], what: str, needs: str) ->
                     raise value
                 made.append((f"{file}:{line}", make(value)))
             except BadRecord as bad:
-                raise UserError(f"{file}:{line} is no {what} ({bad}). {needs}") from bad
+                remedy = FROM_GBK if bad.reason == NOT_UTF8 else needs
+                raise UserError(f"{file}:{line} is no {what} ({bad}). {remedy}") from bad
         if len(made) == before:
             raise UserError(f"The file {file} holds no {what}. {needs}")
     return made

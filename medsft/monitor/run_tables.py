@@ -84,17 +84,15 @@ def _samples_table(run: Run) -> Table | None:
     if not lines:
         return None
     asked = lines[:1] + lines[1:][-1:]
+    answers: dict[tuple[str, str], list[str]] = {}
+    for number, line in enumerate(asked):
+        for sample in line["samples"]:
+            if isinstance(sample, dict):  # by its words: a run may go on with other data, and other questions
+                question = shown(sample.get("question")), shown(sample.get("expected"))
+                answers.setdefault(question, ["—"] * len(asked))[number] = shown(sample.get("answer"))
     rows = [["question 问题", "expected 标准答案", *(f"step {line['step']:g}" for line in asked)]]
-    for number, sample in enumerate(asked[0]["samples"]):
-        if isinstance(sample, dict):
-            answers = (_answer(line["samples"], number) for line in asked)
-            rows.append([shown(sample.get("question")), shown(sample.get("expected")), *answers])
+    rows += [[*question, *found] for question, found in answers.items()]
     return Table("Samples 回答示例", rows, has_head=True)
-
-
-def _answer(samples: Sequence[object], number: int) -> str:
-    sample = samples[number] if number < len(samples) else None
-    return shown(sample.get("answer")) if isinstance(sample, dict) else "—"
 
 
 def evaluation_tables(runs: Sequence[Run]) -> list[Table]:

@@ -73,8 +73,9 @@ class Chart:
 
 
 def line_chart(title: str, series: Sequence[Series], x_text: Callable[[float], str]) -> Chart | None:
-    """The chart of some curves; None where none has a value. `x_text` writes a place of the x axis."""
+    """The chart of some curves; None where there is no value and no sign. `x_text` writes a place of x."""
     known = [(x, y) for curve in series for x, y in curve.points if y is not None]
+    known += [(x, y) for curve in series for x, y, *_ in curve.marks]
     if not known:
         return None
     low, high = min(y for _, y in known), max(y for _, y in known)

@@ -58,6 +58,19 @@ def test_an_interruption_says_what_is_kept(toy_model, instruction_file, tmp_path
     assert (result.exit_code, "interrupted: nothing of it is kept" in result.stderr) == (130, True)
 
 
+def test_documents_outlive_the_reader_of_the_terminal(toy_model, tmp_path, monkeypatch):
+    """`medsft compare … | head -1`: what was answered for hours is on the disk."""
+
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("rich.console.Console.print", gone)
+    page = tmp_path / "前后.md"
+    with pytest.raises(BrokenPipeError):
+        compare(toy_model, toy_model, "--num_questions", 1, "--output", page)
+    assert page.exists()
+
+
 def test_the_gate_opens_and_shuts(toy_model, other_model, losses):
     base, tuned, _ = losses
     grown = tuned - base

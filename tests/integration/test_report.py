@@ -117,6 +117,18 @@ def test_samples_show_the_first_answers_and_the_last(run):
     ]
 
 
+def test_an_answer_stands_beside_its_own_question(run):
+    """The run has gone on with other validation data."""
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for step, question in ((10, "头痛?"), (20, "发热?")):
+            sample = {"question": question, "answer": f"答 {question}", "expected": ""}
+            file.write("\n" + json.dumps({"kind": "samples", "step": step, "samples": [sample]}))
+    assert rows(run_page([read_run(run)]), "Samples 回答示例")[1:] == [
+        ["头痛?", "—", "答 头痛?", "—"],
+        ["发热?", "—", "—", "答 发热?"],
+    ]
+
+
 def test_evaluations_stand_side_by_side(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     for folder, score in ((run, 7.25), (other, 9.5)):

@@ -226,6 +226,14 @@ def test_programs_have_all_of_it_in_numbers(tmp_path):
     }
 
 
+def test_nothing_is_wrong_about_an_answer_that_nobody_expected(tmp_path):
+    write_comparison(
+        tmp_path / "a.md", *MODELS, Findings((Answered(Question("累?", ""), "", "睡"),), (), {}, ())
+    )
+    (answer,) = json.loads((tmp_path / "a.md.json").read_text(encoding="utf-8"))["answers"]
+    assert (answer["expected"], answer["base_exact"], answer["tuned_exact"]) == (None, None, None)
+
+
 def test_measures_by_hand():
     rows = {name: values for name, *values in measures(FINDINGS)}
     assert rows["general: loss 损失 (nats)"] == ["1.000", "1.250"]

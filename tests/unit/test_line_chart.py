@@ -35,3 +35,11 @@ def test_counts_that_are_zero_stand_on_the_axis():
 def test_numbers_are_written_as_people_do():
     chart = line_chart("tokens/s", [Series("a", "red", [(1, 4764.0), (5, 12_056.0)])], str)
     assert "10,000" in [label.text for label in chart.y_labels]
+
+
+def test_signs_beyond_the_curve_stand_in_the_picture():
+    """A checkpoint is written after the last step is reported, or before the first."""
+    marks = [(9.0, 50.0, "◆", "checkpoint")]
+    chart = line_chart("progress", [Series("a", "red", [(0, 0), (5, 20)], marks)], str)
+    (mark,) = chart.marks
+    assert chart.left <= mark.x <= chart.width and 0 <= mark.y <= chart.height

@@ -178,6 +178,7 @@ def test_options_that_are_numbers(tmp_path):
         ('{"question": "q", "A": "x", "B": "y", "answer": "E"}', "'E' is none of A, B"),
         ('{"question": "q", "A": "x", "B": "y", "answer": "AE"}', "'AE' is none of A, B"),
         ('{"question": "q", "A": "x", "B": "y", "answer": "AA"}', "'AA' is none of A, B"),
+        ('{"question": " ", "A": "x", "B": "y", "answer": "A"}', "empty question"),
         ('{"question": "q", "answer": "A"}', "0 options"),
         ('{"question": "q", "A": "x", "B": "y"}', "no answer.*called val"),
         ('{"question": "q", "options": ["a", "b"], "answer": "A"}', "no object of letters"),
@@ -189,6 +190,7 @@ def test_options_that_are_numbers(tmp_path):
         "wrong letter",
         "one wrong",
         "one twice",
+        "no question",
         "no options",
         "no answer",
         "a list",
@@ -203,3 +205,11 @@ def test_bad_suites_are_named(content, said, tmp_path):
         read_suite(bad)
     assert "坏 文件.jsonl" in str(caught.value)
     assert "mend the file" in str(caught.value)
+
+
+def test_a_suite_out_of_a_chinese_excel(tmp_path):
+    """Only the options are not ASCII."""
+    suite = tmp_path / "s.csv"
+    suite.write_text("question,A,B,answer\n1+1?,二,三,A\n", encoding="gbk")
+    with pytest.raises(UserError, match=r"s\.csv:2 .*not valid UTF-8.*iconv -f GB18030"):
+        read_suite(suite)

@@ -1,5 +1,6 @@
 import pytest
 
+from medsft.errors import UserError
 from medsft.files import write_json
 from medsft.run_folder import (
     RunFolder,
@@ -131,6 +132,24 @@ def test_the_model_of_a_run_is_found_inside_it(tmp_path):
     assert model_folder(tmp_path) == tmp_path / "model"
     (tmp_path / "config.json").write_text("{}")
     assert model_folder(tmp_path) == tmp_path
+
+
+def test_a_run_without_a_model_says_how_to_get_one(tmp_path):
+    run = tmp_path / "训练 1"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not written its model.*medsft export '.*训练 1' MODEL_FOLDER"):
+        model_folder(run)
+
+
+def test_a_checkpoint_is_no_model(tmp_path):
+    """Its folder `model` has a tokenizer and no weights, and is none either."""
+    make_checkpoints(tmp_path, 10)
+    checkpoint = RunFolder(tmp_path).checkpoints / step_name(10)
+    (checkpoint / "model").mkdir()
+    (checkpoint / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a checkpoint.*medsft export .*step-00000010 MODEL_FOLDER"):
+        model_folder(checkpoint)
 
 
 def test_json_files_hold_no_nan(tmp_path):
