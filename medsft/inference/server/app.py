@@ -57,10 +57,10 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
 
     @app.exception_handler(RequestValidationError)
     async def not_understood(request: Request, error: RequestValidationError) -> Response:
-        places = [
-            "{}: {}".format(".".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()
-        ]
-        return error_response(400, "; ".join(places[:5]) or "the body is not understood")
+        places = [(".".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()]
+        if not all(place for place, _ in places):  # also where curl calls the body a form
+            return error_response(400, "send a JSON object, with Content-Type: application/json")
+        return error_response(400, "; ".join(f"{place}: {fault}" for place, fault in places[:5]))
 
     @app.exception_handler(UserError)
     async def refused(request: Request, error: UserError) -> Response:
