@@ -197,8 +197,10 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
 
     @app.get("/v1/models")
     async def list_models() -> Response:
+        shared = {"object": "model", "created": created, "owned_by": "medsft"}
         entries = [
-            {"id": name, "object": "model", "created": created, "owned_by": "medsft"} for name in by_name
+            {"id": name, **shared, "keeps_history": served.responder.keeps_history}
+            for name, served in by_name.items()
         ]
         return JSONResponse({"object": "list", "data": entries})
 
