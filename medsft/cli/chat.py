@@ -69,7 +69,7 @@ def chat(
         typer.echo(responder.summary, err=True)
     if seed is not None:
         torch.manual_seed(seed)  # once: the second answer to a question may differ from the first
-    keep = responder.template != "med-chatglm" if history is None else history
+    keep = responder.keeps_history if history is None else history
     longest = max_new_tokens or min(512, responder.model.config.max_sequence_length // 2)
     responder.prompt_ids("", (), longest)  # refuses a limit that leaves no room, before anything is typed
     sampling = Sampling(longest, greedy, top_p, top_k, temperature, repetition_penalty, num_beams)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import locale
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -84,12 +86,12 @@ def save(rounds: History, name: str) -> None:
     """Writes the conversation as one line of `messages`, as `medsft train` reads it, to a new file."""
     if not name:
         raise UserError(f"name a file: {_SAVE} talk.jsonl")
-    path = Path(name).expanduser()
-    if path.exists():
-        raise UserError(f"{path} exists; name a new file.")
     turns = [(("user", question), ("assistant", answer)) for question, answer in rounds]
     messages = [{"role": role, "content": text} for turn in turns for role, text in turn]
     try:
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  pathlib's raises where ~ names nobody
+        if path.exists():
+            raise UserError(f"{path} exists; name a new file.")
         write_text(path, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
@@ -109,8 +111,9 @@ def _questions(source: TextIO, interactive: bool) -> Iterator[str]:
             ) from error
         if not line and not interactive:
             return
-        if line.strip():
-            yield line.strip()
+        line = line.removeprefix("\ufeff").strip()  # the mark with which Windows begins a file in UTF-8
+        if line:
+            yield line
 
 
 def _answer(
@@ -144,7 +147,13 @@ def _show(text: str) -> None:
 
 
 def _enable_line_editing() -> None:
-    """Arrow keys and recall at the prompt, where Python has readline."""
+    """Arrow keys and recall at the prompt, where Python has readline.
+
+    Not in the C locale, which stands in for each that is not installed here: readline takes the bytes of a
+    Chinese character for key commands there.
+    """
+    if locale.setlocale(locale.LC_CTYPE) == "C":
+        return
     try:
         import readline  # noqa: F401
     except ImportError:

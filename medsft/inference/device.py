@@ -35,10 +35,12 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         name = f"cuda:{local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(
             f"--device {name} is not known; give cpu, cuda, cuda:1 …, several with commas, all, or auto."
-        ) from error
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {name} is not there: {torch.cuda.device_count()} GPUs can be used. Give cpu or auto."

@@ -71,6 +71,11 @@ class Responder:
         return [*ids, self.tokenizer.gmask_token_id, self.tokenizer.bos_token_id], cut
 
     @property
+    def keeps_history(self) -> bool:
+        """Whether earlier rounds help: the training data of Med-ChatGLM's form has single questions only."""
+        return self.template != "med-chatglm"
+
+    @property
     def weights_gb(self) -> float:
         """What the weights take, 1e9 bytes."""
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers())) / 1e9

@@ -95,7 +95,8 @@ class Chooser:
             unlimited = torch.iinfo(torch.long).max
             self._greedy = torch.tensor([each.greedy for each in samplings], device=device)
             self._temperature = torch.tensor([[each.temperature] for each in samplings], device=device)
-            self._top_k = torch.tensor([[each.top_k or unlimited] for each in samplings], device=device)
+            top_k = [[min(each.top_k or unlimited, unlimited)] for each in samplings]
+            self._top_k = torch.tensor(top_k, device=device)
             # A sum of 1 is reached too early by rounding.
             top_p = [[each.top_p if each.top_p < 1 else 2.0] for each in samplings]
             self._top_p = torch.tensor(top_p, device=device)

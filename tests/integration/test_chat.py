@@ -1,6 +1,7 @@
 """Answers from a toy that has learnt a few pairs: streamed, with history, on a terminal and from a pipe."""
 
 import io
+import locale
 import os
 import pty
 import subprocess
@@ -19,7 +20,7 @@ from medsft.chatglm.base import open_tokenizer
 from medsft.cli import app
 from medsft.data.records import read_files
 from medsft.errors import UserError
-from medsft.inference.chat import chat
+from medsft.inference.chat import _enable_line_editing, chat
 from medsft.inference.responder import Responder
 from medsft.inference.sampling import Sampling
 
@@ -140,6 +141,19 @@ def test_history_is_kept_until_cleared(responder, capsys):
     assert talk(responder, "头痛怎么办？\n然后呢？\n", False, capsys) == f"{answer}\n{alone}\n"
 
 
+def test_the_mark_before_utf8_of_windows_is_no_part_of_the_question(responder, capsys):
+    assert talk(responder, "\ufeff头痛怎么办？\n", True, capsys) == f"{ROUND[0][1]}\n"
+
+
+@pytest.mark.parametrize("name", ["C", "C.UTF-8"])
+def test_lines_are_edited_where_the_locale_knows_their_characters(name, monkeypatch):
+    """In the C locale readline would take the bytes of Chinese characters for key commands."""
+    monkeypatch.delitem(sys.modules, "readline", raising=False)
+    monkeypatch.setattr(locale, "setlocale", lambda category: name)
+    _enable_line_editing()
+    assert ("readline" in sys.modules) == (name != "C")
+
+
 def test_control_characters_do_not_reach_the_terminal(responder, capsys, monkeypatch):
     monkeypatch.setattr(responder, "stream", lambda *_: (piece for piece in ["a\x1b[31m", "红\t\n　b\x07"]))
     assert talk(responder, "x\n", False, capsys) == "a[31m红\t\n　b\n"
@@ -211,6 +225,8 @@ def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
             (f"/save {tmp_path}/谈 话.jsonl", "已保存"),
             (f"/save {tmp_path}/谈 话.jsonl", "name a new file"),
             (f"/save {tmp_path}/none/x", "cannot be written"),
+            ("/save ~nobody-has-this-name/x", "cannot be written"),
+            (f"/save {tmp_path}/{'x' * 256}", "cannot be written"),
         ]:
             wait_for("\r\n问：")
             os.write(parent, f"{line}\n".encode())

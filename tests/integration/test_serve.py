@@ -176,6 +176,8 @@ def test_the_form_of_the_original_api(server):
     assert time.strptime(told["time"], "%Y-%m-%d %H:%M:%S")
     status, _, body = server.request("POST", "/", {"prompt": QUESTION, "history": [["a"]]})
     assert (status, "history" in json.loads(body)["error"]["message"]) == (400, True)
+    status, _, body = server.request("POST", "/", {"prompt": " "})
+    assert (status, json.loads(body)["error"]["message"]) == (400, "empty prompt.")
 
 
 def test_page_health_and_figures(server):
@@ -231,15 +233,18 @@ def test_malformed_bodies(server, body):
     for path in ("/v1/chat/completions", "/"):
         status, _, answer = server.request("POST", path, body)
         assert status == 400
-        assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+        error = json.loads(answer)["error"]
+        assert error["type"] == "invalid_request_error"
+        assert not error["message"].startswith(":")
 
 
 def test_pages_from_elsewhere_cannot_ask(server):
     """A browser sends what looks like a form without asking the server first; it does not get through."""
     body = json.dumps({"messages": [{"role": "user", "content": QUESTION}], "prompt": QUESTION}).encode()
     for path in ("/v1/chat/completions", "/"):
-        status, headers, _ = server.request("POST", path, body, {"Content-Type": "text/plain"})
+        status, headers, told = server.request("POST", path, body, {"Content-Type": "text/plain"})
         assert status == 400
+        assert b"Content-Type: application/json" in told
         assert "Access-Control-Allow-Origin" not in headers
     assert (
         server.request("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://evil.example"})[0] == 405

@@ -10,7 +10,7 @@ from chat_toy import PAIRS, ROUND
 from served import running, wait_until
 
 from medsft.inference.decoding import Decoder
-from medsft.inference.responder import open_responder
+from medsft.inference.responder import Responder, open_responder
 from medsft.inference.server.limits import Limits
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -93,6 +93,42 @@ def test_two_models_side_by_side(browser, responder, monkeypatch):
         browser.wait_for(is_ready(2))
         ask(browser, QUESTION)
         browser.wait_for(f"{LAST}.every(text => text?.includes('this server writes at most 1024'))")
+
+
+def test_rounds_are_told_to_models_that_were_taught_them(browser, responder):
+    single = Responder(responder.model, responder.tokenizer, "med-chatglm")
+    is_ticked = "document.getElementById('history').checked"
+    with running({"base": responder, "tuned": single}, Limits()) as server:
+        browser.call("Page.navigate", url=f"{server.url}/")
+        browser.wait_for(is_ready(2))
+        assert not browser.run(is_ticked)
+        for name, expected in (("base", True), ("tuned", False), ("", True)):
+            browser.run(
+                f"element('beside').value = '{name}'; element('beside').dispatchEvent(new Event('change'))"
+            )
+            assert browser.run(is_ticked) == expected
+
+
+def test_all_of_the_page_stays_in_sight_on_a_telephone(browser, responder):
+    """However long the answers are: the line about advice above them, the question below."""
+    size = {"height": 780, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", width=390, **size)
+    with running({"base": responder, "tuned": responder}, Limits()) as server:
+        browser.call("Page.navigate", url=f"{server.url}/")
+        browser.wait_for(is_ready(2))
+        for _ in range(2):
+            ask(browser, "头痛\n" * 80)
+            browser.wait_for(f"{LAST}.every(text => text?.includes('tokens/s'))")
+            browser.wait_for(is_ready(2))
+        assert browser.run("document.documentElement.scrollHeight") == 780
+        assert browser.run(
+            "[...document.querySelectorAll('.turns')].every(turns => turns.clientHeight > 100)"
+        )
+        set_value(browser, "temperature", 20)
+        ask(browser, "头痛")
+        browser.wait_for(f"{LAST}.every(text => text?.includes('less than or equal to 10'))")
+        below = "turns.scrollHeight - turns.scrollTop - turns.clientHeight"
+        assert browser.run(f"[...document.querySelectorAll('.turns')].every(turns => {below} < 30)")
 
 
 def test_a_key_is_asked_for_once(browser, responder):

@@ -27,7 +27,7 @@ def test_each_rank_has_its_own(num_gpus, name, local_rank, found, monkeypatch):
     assert str(choose_device(name, local_rank)) == found
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "mps", "meta", ""])
 def test_a_device_that_is_not_there(name):
     with pytest.raises(UserError, match=f"--device {name} is not"):
         choose_device(name)

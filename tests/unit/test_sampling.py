@@ -18,7 +18,7 @@ SETTINGS = [
     Sampling(seed=1),
     Sampling(top_k=3, top_p=1.0, temperature=2.0, seed=2),
     Sampling(top_k=0, top_p=0.9, repetition_penalty=1.8, seed=3),
-    Sampling(top_k=400, top_p=0.01, seed=4),
+    Sampling(top_k=2**63, top_p=0.01, seed=4),
     Sampling(top_k=0, top_p=1.0, temperature=0.3, seed=5),
     Sampling(greedy=True),
     Sampling(greedy=True, repetition_penalty=3.0),

@@ -12,6 +12,7 @@ from medsft.chatglm.tokenizer_training import NUM_APPENDED_PIECES
 from medsft.chatglm.weights import check_release, convert, load_model, open_weights
 from medsft.chatglm.weights.convert import check_space
 from medsft.errors import UserError
+from medsft.provenance import trained_template
 from tests.unit.weights_toys import (
     NUM_IMAGE_TOKENS,
     NUM_SPARE_ROWS,
@@ -104,6 +105,14 @@ def test_slimmed_folder_is_complete(tmp_path, v01, v11_tokenizer):
     assert "optimizer.pt" not in names
     check_release(output, read_everything=True)
     assert [path.name for path in tmp_path.iterdir()] == ["slim"]
+
+
+@pytest.mark.parametrize("quantize", [None, 4])
+def test_a_tuned_model_keeps_the_form_of_its_questions(tmp_path, v11, quantize):
+    source = shutil.copytree(v11, tmp_path / "tuned")
+    (source / "medsft.json").write_text('{"prompt_template": "med-chatglm"}')
+    convert(source, tmp_path / "converted", quantize=quantize)
+    assert trained_template(tmp_path / "converted") == "med-chatglm"
 
 
 def test_slimming_weights_without_their_tokenizer(tmp_path, shared_dir):

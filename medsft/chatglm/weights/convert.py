@@ -33,6 +33,7 @@ from medsft.chatglm.weights.writer import (
 )
 from medsft.errors import UserError
 from medsft.files import sync, write_json
+from medsft.provenance import FILE_NAME as PROVENANCE_FILE
 
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -41,7 +42,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-DOCUMENT_FILES = ("README.md", "LICENSE", "MODEL_LICENSE")
+# What the model was trained from and with, which says how it wants a question written, is one of them.
+DOCUMENT_FILES = ("README.md", "LICENSE", "MODEL_LICENSE", PROVENANCE_FILE)
 # Code of the original, for those who load with it; each release has its own.
 CODE_FILES = ("configuration_chatglm.py", "modeling_chatglm.py", "tokenization_chatglm.py", "quantization.py")
 GENERATION_FILE = "generation_config.json"

@@ -57,10 +57,10 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
 
     @app.exception_handler(RequestValidationError)
     async def not_understood(request: Request, error: RequestValidationError) -> Response:
-        places = [
-            "{}: {}".format(".".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()
-        ]
-        return error_response(400, "; ".join(places[:5]) or "the body is not understood")
+        places = [(".".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()]
+        if not all(place for place, _ in places):  # also where curl calls the body a form
+            return error_response(400, "send a JSON object, with Content-Type: application/json")
+        return error_response(400, "; ".join(f"{place}: {fault}" for place, fault in places[:5]))
 
     @app.exception_handler(UserError)
     async def refused(request: Request, error: UserError) -> Response:
@@ -197,8 +197,10 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
 
     @app.get("/v1/models")
     async def list_models() -> Response:
+        shared = {"object": "model", "created": created, "owned_by": "medsft"}
         entries = [
-            {"id": name, "object": "model", "created": created, "owned_by": "medsft"} for name in by_name
+            {"id": name, **shared, "keeps_history": served.responder.keeps_history}
+            for name, served in by_name.items()
         ]
         return JSONResponse({"object": "list", "data": entries})
 

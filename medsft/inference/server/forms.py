@@ -168,7 +168,7 @@ def _question(record: Mapping[str, Any]) -> tuple[str, History]:
     try:
         query, _, history = parse_record(record, Columns())
     except BadRecord as error:
-        raise UserError(f"messages: {error}.") from error
+        raise UserError(f"{error}.") from error
     return query, history
 
 
