@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from launcher.hosts import ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -116,10 +117,8 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port nobody listens on now, and none that an outgoing connection takes before it is used."""
+    return ports.free_port(None)
 
 
 def read_metrics(run: Path, kind: str = "train") -> list[dict]:
