@@ -43,12 +43,17 @@ def launch(
 
 @contextmanager
 def running(
-    arguments: Sequence[str], output: Path, ranks: int = 1, launcher: str = "launcher", **environment: str
+    arguments: Sequence[str],
+    output: Path,
+    ranks: int = 1,
+    launcher: str = "launcher",
+    script: Path = TRAIN,
+    **environment: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Starts a training and gives its process; it prints to `output`. Nothing outlives the block."""
     with output.open("ab") as file:
         process = subprocess.Popen(
-            command(arguments, ranks, launcher, TRAIN),
+            command(arguments, ranks, launcher, script),
             cwd=REPOSITORY,
             env=clean_environment() | environment,
             stdout=file,
@@ -76,7 +81,7 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [with_rank[rank] for rank in sorted(with_rank)]
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
     """Returns when metrics.jsonl has the step; fails when the process ends before."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
