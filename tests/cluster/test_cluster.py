@@ -55,7 +55,7 @@ def test_a_job_with_the_resources_of_an_a100_node_completes(cluster, tmp_path):
     script.write_text('#!/bin/sh\necho "$SLURM_JOB_NODELIST $SLURM_GPUS_ON_NODE"\n', encoding="utf-8")
     asked = ["--gres=gpu:8", "--cpus-per-task=64", "--mem=0", "--time=04:00:00", "--nodelist=node3"]
     number = submit(cluster, *asked, f"--output={tmp_path}/log", script)
-    known = wait_for_state(cluster, number, ["COMPLETED"], limit_s=20)
+    known = wait_for_state(cluster, number, ["COMPLETED"], limit_s=120)
     assert known["ExitCode"] == "0:0"
     assert (tmp_path / "log").read_text() == "node3 8\n"
 
@@ -67,7 +67,7 @@ def test_a_requeued_job_starts_again(cluster, tmp_path):
         encoding="utf-8",
     )
     number = submit(cluster, f"--output={tmp_path}/log", script)
-    known = wait_for_state(cluster, number, ["COMPLETED", "FAILED", "CANCELLED"], limit_s=40)
+    known = wait_for_state(cluster, number, ["COMPLETED", "FAILED", "CANCELLED"], limit_s=120)
     assert (known["JobState"], known["Restarts"]) == ("COMPLETED", "1")
 
 
@@ -138,7 +138,7 @@ def test_power_off_ends_all_that_runs_on_a_host(cluster):
 
 def test_slurmctld_keeps_its_jobs_over_a_restart(cluster):
     number = submit(cluster, "--output=/dev/null", "--wrap=sleep 100")
-    wait_for_state(cluster, number, ["RUNNING"], limit_s=20)
+    wait_for_state(cluster, number, ["RUNNING"], limit_s=120)
     cluster.stop("ctl", "slurmctld", signal.SIGTERM)
     cluster.start("ctl", "slurmctld")
     cluster.wait_until_slurm_answers()
@@ -181,7 +181,7 @@ def test_the_cluster_goes_when_the_process_is_killed_that_asked_for_that(tmp_pat
     finally:
         owner.kill()
         owner.communicate()
-    for _ in range(200):
+    for _ in range(600):
         if not folder.exists():
             break
         time.sleep(0.1)

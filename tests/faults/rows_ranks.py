@@ -27,8 +27,9 @@ def kill_and_restart(campaign: Campaign, tally: Tally) -> None:
         run = campaign.new_run(f"{name} killed")
         with campaign.start(run, launcher_flags=["--max-restarts", "1"]) as job:
             job.wait_for_checkpoint(_SECOND_SAVE)
+            rank = job.ranks()[victim]  # looked for before: meanwhile the training goes on
             job.wait_for_step(_IN_BETWEEN)
-            killed_s = kill(job.ranks()[victim])
+            killed_s = kill(rank)
             tally.detected_s.append(job.wait_for_words("ended by SIGKILL") - killed_s)
             reached = last_step(run)
             tally.recovered_s.append(job.wait_for_step(min(reached + 1, NUM_STEPS)) - killed_s)
@@ -43,8 +44,9 @@ def _kill_under_deepspeed(campaign: Campaign, tally: Tally) -> None:
     run = campaign.new_run("killed under deepspeed")
     with campaign.start(run, launcher="deepspeed") as job:
         job.wait_for_checkpoint(_SECOND_SAVE)
+        rank = job.ranks()[-1]
         job.wait_for_step(_IN_BETWEEN)
-        killed_s = kill(job.ranks()[-1])
+        killed_s = kill(rank)
         tally.check(job.end() != 0, "deepspeed leaves with 0 although a rank was killed")
         tally.detected_s.append(time.monotonic() - killed_s)
     reached = last_step(run)

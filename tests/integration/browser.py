@@ -43,12 +43,20 @@ class Browser:
         """Errors that pages have logged since `Log.enable` and `Runtime.enable` were called."""
         self._number = 0
         self._session: str | None = None
-        targets = self.call("Target.getTargets")["targetInfos"]
-        (page,) = [target["targetId"] for target in targets if target["type"] == "page"]
+        # It takes commands before its first page is there.
+        end_s = time.monotonic() + 60
+        while not (pages := self._pages()):
+            assert time.monotonic() < end_s, "the browser opens no page"
+            time.sleep(0.05)
+        (page,) = pages
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         self.call("Page.enable")  # without it scripts for new documents are ignored
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def _pages(self) -> list[str]:
+        targets = self.call("Target.getTargets")["targetInfos"]
+        return [target["targetId"] for target in targets if target["type"] == "page"]
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of a command; events that come in between are passed over."""
@@ -59,7 +67,7 @@ class Browser:
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
-                assert select.select([self._answers], [], [], 30)[0], f"no answer to {method}"
+                assert select.select([self._answers], [], [], 60)[0], f"no answer to {method}"
                 more = os.read(self._answers, 1 << 16)
                 assert more, "the browser has ended"
                 self._rest += more
@@ -76,7 +84,7 @@ class Browser:
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
-    def wait_for(self, expression: str, timeout_s: float = 30.0) -> None:
+    def wait_for(self, expression: str, timeout_s: float = 60.0) -> None:
         """Returns once the expression is true; fails after the time, showing the page's text."""
         end_s = time.monotonic() + timeout_s
         while not self.run(expression):
@@ -99,7 +107,7 @@ class Browser:
             self._session = None
             self.call("Browser.close")
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(60)
         os.close(self._commands)
         os.close(self._answers)
 

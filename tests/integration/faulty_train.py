@@ -4,11 +4,15 @@ load    rank 1 cannot read its part of the weights
 write   rank 0 finds the disk full in the middle of the final model
 data    rank 1 sees another training file of the same name
 crash   rank 1 has a bug in the middle of the training
+wait    after step $WAIT_AFTER no rank goes on until the file $WAIT_FOR is there
 """
 
 import errno
 import os
 import sys
+import time
+from itertools import count
+from pathlib import Path
 
 from medsft import train
 from medsft.chatglm.weights import ShardWriter, WeightFiles
@@ -57,7 +61,19 @@ def crash():
         TrainStep.__call__ = fail
 
 
+def wait():
+    step, steps_done = TrainStep.__call__, count()
+
+    def step_when_it_may(self, *arguments, **more):
+        if next(steps_done) == int(os.environ["WAIT_AFTER"]):
+            while not Path(os.environ["WAIT_FOR"]).exists():
+                time.sleep(0.01)
+        return step(self, *arguments, **more)
+
+    TrainStep.__call__ = step_when_it_may
+
+
 if __name__ == "__main__":
     fault = sys.argv.pop(1)
-    {"load": load, "write": write, "data": data, "crash": crash}[fault]()
+    {"load": load, "write": write, "data": data, "crash": crash, "wait": wait}[fault]()
     sys.exit(train.main())

@@ -16,7 +16,7 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Longest wait for what must happen soon, in seconds; generous, the machine may be busy.
-PATIENCE_S = 60
+PATIENCE_S = 180
 # Every rank script begins so: it can say that it is ready, and with which processes.
 PRELUDE = """
 import json, os, signal, subprocess, sys, time

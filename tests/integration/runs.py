@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from launcher.hosts import ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -42,12 +43,17 @@ def launch(
 
 @contextmanager
 def running(
-    arguments: Sequence[str], output: Path, ranks: int = 1, launcher: str = "launcher", **environment: str
+    arguments: Sequence[str],
+    output: Path,
+    ranks: int = 1,
+    launcher: str = "launcher",
+    script: Path = TRAIN,
+    **environment: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Starts a training and gives its process; it prints to `output`. Nothing outlives the block."""
     with output.open("ab") as file:
         process = subprocess.Popen(
-            command(arguments, ranks, launcher, TRAIN),
+            command(arguments, ranks, launcher, script),
             cwd=REPOSITORY,
             env=clean_environment() | environment,
             stdout=file,
@@ -75,7 +81,7 @@ def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [with_rank[rank] for rank in sorted(with_rank)]
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 120) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
     """Returns when metrics.jsonl has the step; fails when the process ends before."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -116,10 +122,8 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port nobody listens on now, and none that an outgoing connection takes before it is used."""
+    return ports.free_port(None)
 
 
 def read_metrics(run: Path, kind: str = "train") -> list[dict]:

@@ -33,7 +33,7 @@ class Server:
 
     def request(self, method, path, body=None, headers=None):
         """Status, headers and body of the answer; a body that is no bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
         try:
@@ -55,12 +55,12 @@ class Server:
         content = json.dumps(body).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         connection.sendall(head.encode() + content)
         return connection
 
 
-def wait_until(condition, timeout_s=20.0):
+def wait_until(condition, timeout_s=60.0):
     """Returns once the condition holds; fails after the time."""
     end_s = time.monotonic() + timeout_s
     while not condition():
@@ -80,7 +80,7 @@ def running(responders: dict[str, Responder], limits: Limits, key: str | None = 
         yield Server(server.servers[0].sockets[0].getsockname()[1], models)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         for each in models:
             each.engine.close()
     assert not thread.is_alive()

@@ -81,7 +81,7 @@ def test_two_ranks_finish_what_one_that_was_killed_began(evaluated, toy_model, i
     arguments = ["--model", toy_model, "--questions", instruction_file, "--output_dir", tmp_path, *FLAGS]
     child = multiprocessing.get_context("fork").Process(target=evaluate_until_killed, args=arguments)
     child.start()
-    child.join(timeout=60)
+    child.join(timeout=240)
     assert child.exitcode == -signal.SIGKILL
     (part,) = tmp_path.iterdir()
     assert len(part.read_text(encoding="utf-8").splitlines()) == 2

@@ -55,7 +55,9 @@ if rank == 1:
     sys.exit(1)
 while not (folder / "ready-1").exists():
     time.sleep(0.01)
-time.sleep(0.3)
+peer = Path(f"/proc/{json.loads((folder / 'ready-1').read_text())[0]}/stat")
+while peer.read_text().rpartition(")")[2].split()[0] != "Z":
+    time.sleep(0.01)
 print("one paragraph", file=sys.stderr)
 sys.exit(2)
 """
@@ -127,24 +129,34 @@ def test_a_frozen_rank_does_not_hold_up_ctrl_c(start):
     run = start(SLEEP, 2, "--grace", "0.3")
     pids = run.pids()
     os.kill(pids[1][0], signal.SIGSTOP)
+    frozen = psutil.Process(pids[1][0])
+    wait_until(lambda: frozen.status() == psutil.STATUS_STOPPED, "rank 1 to stand still")
     run.launcher.send_signal(signal.SIGINT)
     assert run.result()[0] == 130
     assert_all_gone(pids)
 
 
 def test_the_third_ctrl_c_kills_ranks_that_go_on(start):
-    run = start("signal.signal(signal.SIGINT, lambda *_: (folder / 'asked').touch()); " + SLEEP, 2)
+    body = """
+num_asked = 0
+def asked(number, frame):
+    global num_asked
+    num_asked += 1
+    (folder / f"asked-{num_asked}-{rank}").touch()
+signal.signal(signal.SIGINT, asked)
+"""
+    run = start(body + SLEEP, 2)
     pids = run.pids()
     run.launcher.send_signal(signal.SIGINT)
-    wait_until((run.folder / "asked").exists, "the ranks to be asked")
+    run.wait_for_line("SIGINT: ranks have 900 s")
     run.launcher.send_signal(signal.SIGINT)  # an echo of the first
-    for _ in range(2):
+    for number in (2, 3):
+        # The launcher has had the one before when a rank has: from then on its second counts.
+        wait_until((run.folder / f"asked-{number}-0").exists, f"rank 0 to be asked {number} times")
         time.sleep(1.2)
         assert run.launcher.poll() is None
         run.launcher.send_signal(signal.SIGINT)
-    code, _, err = run.result()
-    assert code == 130
-    assert "SIGINT: ranks have 900 s" in err
+    assert run.result()[0] == 130
     assert_all_gone(pids)
 
 
@@ -156,7 +168,7 @@ def save(signum, frame):
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
 ready()
-time.sleep(600)
+sleep()
 """
     run = start(body, 3)
     run.pids()

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def assert_same_run(out, reference):
     assert weights_digest(out / "model") == weights_digest(reference / "model")
 
 
+@contextmanager
+def held_after(step, arguments, out, folder):
+    """A run of two ranks that waits after a step until `folder` has "go on"; else it might be over soon."""
+    wait = {"WAIT_AFTER": str(step), "WAIT_FOR": str(folder / "go on")}
+    script = REPOSITORY / "tests" / "integration" / "faulty_train.py"
+    with running(["wait", *arguments], folder / "log", ranks=2, script=script, **wait) as process:
+        wait_for_step(out, step, process)
+        yield process
+
+
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_bit_for_bit(precision, whole, toy_model, instruction_file, tmp_path):
     out = tmp_path / "杀掉 run"
@@ -101,10 +112,10 @@ def test_a_killed_run_goes_on_bit_for_bit(precision, whole, toy_model, instructi
     more = {"deepspeed": PRECISIONS[precision], "sample_steps": NUM_STEPS // 2}
     arguments = flags(toy_model, instruction_file, out, **more)
     chance = random.Random(precision)
-    with running(arguments, tmp_path / "log", ranks=2) as process:
-        wait_for_step(out, chance.randint(SAVE_STEPS + 1, NUM_STEPS - 3), process)
+    with held_after(chance.randint(SAVE_STEPS + 1, NUM_STEPS - 3), arguments, out, tmp_path) as process:
         ranks_of(process)[chance.randint(0, 1)].kill()
-        assert process.wait(timeout=60) == 128 + signal.SIGKILL, (tmp_path / "log").read_text()
+        (tmp_path / "go on").touch()
+        assert process.wait(timeout=120) == 128 + signal.SIGKILL, (tmp_path / "log").read_text()
     assert not (out / "DONE").exists()
     finish(arguments, 2, "going on from")
     assert_same_run(out, whole(precision))
@@ -125,12 +136,12 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     out = tmp_path / "run"
     more = {"deepspeed": PRECISIONS[precision], "save_strategy": "no", "save_steps": None}
     arguments = flags(toy_model, instruction_file, out, **more)
-    with running(arguments, tmp_path / "log", ranks=2) as process:
-        wait_for_step(out, 3, process)
+    with held_after(3, arguments, out, tmp_path) as process:
         last = ranks_of(process)[-1]
         last.send_signal(number)
         last.send_signal(number)  # again, in the middle of it
-        assert process.wait(timeout=60) == 75, (tmp_path / "log").read_text()
+        (tmp_path / "go on").touch()
+        assert process.wait(timeout=120) == 75, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert "same command" in log and "Traceback" not in log
     (stopped,) = checkpoint_steps(out)
@@ -246,7 +257,7 @@ def test_a_stop_file_ends_the_run_and_is_gone(toy_model, instruction_file, tmp_p
     with running(arguments, tmp_path / "log", launcher="python") as process:
         wait_for_step(out, 2, process)
         (out / "STOP").touch()
-        assert process.wait(timeout=60) == 75, (tmp_path / "log").read_text()
+        assert process.wait(timeout=120) == 75, (tmp_path / "log").read_text()
     assert not (out / "STOP").exists()
     assert "STOP file" in (tmp_path / "log").read_text()
     assert checkpoint_steps(out) == [max(curve(out))]

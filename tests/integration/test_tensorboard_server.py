@@ -45,7 +45,7 @@ def server(tmp_path_factory):
 
 def ask(server, path, **parameters):
     address = f"{server}data/plugin/{path}?{urllib.parse.urlencode(parameters)}"
-    with urllib.request.urlopen(address, timeout=30) as answer:
+    with urllib.request.urlopen(address, timeout=60) as answer:
         return json.load(answer)
 
 
@@ -66,7 +66,7 @@ def test_hyperparameters_stand_beside_the_final_figures(server):
         data=json.dumps(wanted).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         (group,) = json.load(answer)["sessionGroups"]
     assert group["hparams"]["learning_rate"] == 5e-5
     values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
@@ -83,7 +83,7 @@ def test_the_page_opens_in_a_browser_and_draws_curves(server, tmp_path):
     try:
         page.call("Page.navigate", url=f"{server}#timeseries")
         # The page puts group and name of a curve on two lines.
-        page.wait_for(r"/loss\s*\/train/.test(document.body?.innerText)", timeout_s=60)
+        page.wait_for(r"/loss\s*\/train/.test(document.body?.innerText)")
         page.wait_for("document.querySelectorAll('line-chart').length > 0")
         page.screenshot(tmp_path / "page.png")
     finally:

@@ -251,7 +251,7 @@ def test_ctrl_c_stops_all_ranks_with_a_checkpoint_and_without_a_traceback(
         wait_for_step(run, 1, process)
         time.sleep(0.3)  # into the middle of a step
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 75, log.read_text()
+        assert process.wait(timeout=120) == 75, log.read_text()
     output = log.read_text()
     assert "Traceback" not in output
     assert "SIGINT: stopped after step" in output

@@ -11,7 +11,7 @@ from launcher.job import Job, Node
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "ab" * 32
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -85,7 +85,7 @@ def test_of_several_processes_one_builds(data, tokenizer, tmp_path, processes):
     ranks = [processes.Process(target=build_slowly, args=(number, *arguments)) for number in range(4)]
     for rank in ranks:
         rank.start()
-    outcomes = [results.get(timeout=60) for _ in ranks]
+    outcomes = [results.get(timeout=240) for _ in ranks]
     for rank in ranks:
         rank.join()
         assert rank.exitcode == 0
@@ -99,7 +99,7 @@ def test_a_killed_build_is_not_believed_and_cleared_away(data, tokenizer, tmp_pa
     hangs = processes.Event()
     victim = processes.Process(target=build_and_hang, args=(data, tokenizer, tmp_path / "cache", hangs))
     victim.start()
-    assert hangs.wait(timeout=60)
+    assert hangs.wait(timeout=240)
     assert entries(tmp_path / "cache") == {".lock", ".building"}
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()

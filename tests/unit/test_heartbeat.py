@@ -24,7 +24,7 @@ heartbeat.start_heartbeat(os.environ, lambda: tuple(place))
 for line in sys.stdin:
     place[:] = place[0] + 1, line.strip()
 """
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 @contextmanager
@@ -51,6 +51,7 @@ def wait_for(path: Path, holds) -> dict:
             beat = json.loads(path.read_text(encoding="utf-8"))  # never half a line
             if holds(beat):
                 return beat
+        time.sleep(0.01)
     raise AssertionError(f"not seen in {PATIENCE_S} s")
 
 

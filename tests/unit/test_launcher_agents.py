@@ -94,7 +94,7 @@ def launched(tmp_path, monkeypatch):
     folder.mkdir()
 
     @contextmanager
-    def start(body: str, *slots: int, comes: str = "abcdefgh", start_limit_s: float = 30.0, **changes):
+    def start(body: str, *slots: int, comes: str = "abcdefgh", **changes):
         launch = Launch(folder)
         script = folder / "rank's 脚本.py"
         script.write_text(BEGIN + body, encoding="utf-8")
@@ -109,7 +109,7 @@ def launched(tmp_path, monkeypatch):
         transport = RemoteTransport("here", command, shell.here, delivers=False)
         with (
             held_back() as signals,
-            transport.started(job, signals, start_limit_s, launch.said.append) as ranks,
+            transport.started(job, signals, 60.0, launch.said.append) as ranks,
         ):
             yield launch, ranks, lambda: watch(ranks, signals, Grace(3, 10), 300, launch.said.append)
 
@@ -195,8 +195,10 @@ time.sleep(60)
             launch.wait_for(f"signal{signal.SIGUSR1:d}", 1)
             assert launch.marks(f"signal{signal.SIGUSR1:d}").keys() == {2}
             wait_until(lambda: [rank.pid for rank in ranks] == [ready[n][0] for n in range(3)], "pids known")
-            wait_until(lambda: ranks[1].silence() is not None, "heartbeats are told")
-            assert ranks[1].silence().place == "步骤 3"
+            # The rank's file is not written in one go: the first look may find it empty.
+            wait_until(
+                lambda: ranks[1].silence() and ranks[1].silence().place == "步骤 3", "heartbeats are told"
+            )
             assert ranks[1].silence().still_s >= 0.0
             assert [rank.is_frozen() for rank in ranks] == [False] * 3
             os.kill(ready[1][0], signal.SIGSTOP)
@@ -213,7 +215,10 @@ time.sleep(60)
         assert not any(is_running(pid) for pid, _ in ready.values())
 
     def test_an_agent_that_never_comes_is_named_and_nothing_starts(self, launched):
-        with launched('mark("ready")', 1, 1, comes="a", start_limit_s=0.5) as (launch, _, to_its_end):
+        with launched('mark("ready")', 1, 1, comes="a") as (launch, ranks, to_its_end):
+            head = ranks[0]._head
+            wait_until(lambda: head._hosts[0].channel is not None, "the agent of a is there")
+            head._start_limit_s = 0.5
             end = to_its_end()
         assert end.kind == "lost host"
         assert "b did not answer within 0.5 s" in end.message

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 from launcher import check as launcher_check
 from launcher.check import run_collective
 from launcher.errors import LauncherError
+from launcher.hosts.ports import free_port
 from launcher.job import Job, Node
 from launcher.place import Place
 from launcher.preflight.collective import SlowLimits, describe, judge
@@ -194,9 +194,7 @@ def test_what_libraries_print_is_not_on_standard_output(capfd, monkeypatch, tmp_
 
 
 def ranks(output, number, timeout_s, start=None):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port(None)
     words = [
         sys.executable,
         str(REPOSITORY / "medsft/allreduce.py"),
@@ -224,7 +222,7 @@ def ranks(output, number, timeout_s, start=None):
 
 def test_real_ranks_measure_and_rank_0_writes(tmp_path):
     output = tmp_path / "测 量.json"
-    assert [code for _, code in ranks(output, 2, 60)] == [0, 0]
+    assert [code for _, code in ranks(output, 2, 200)] == [0, 0]
     measured = json.loads(output.read_text(encoding="utf-8"))
     assert (measured["backend"], measured["world_size"], measured["correct"]) == ("gloo", 2, True)
     assert [host["ranks"] for host in measured["hosts"]] == [[0], [1]]
