@@ -138,7 +138,7 @@ def start(timeout_min: int) -> World:
             )
         device = torch.device("cuda", local_rank)
         check_architecture(device)
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(local_rank)
     else:
         device = torch.device("cpu")
     timeout = timedelta(minutes=timeout_min)

@@ -30,6 +30,7 @@ def gpu_host(monkeypatch):
     monkeypatch.setattr(deepspeed.accelerator, "get_accelerator", lambda: accelerator)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(distributed, "check_architecture", lambda device: None)
     monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: None)
     monkeypatch.setattr(dist, "new_group", lambda **_: None)
     monkeypatch.setattr(dist, "get_rank", lambda: 3)
