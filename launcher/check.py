@@ -49,7 +49,8 @@ def check(options: argparse.Namespace, environment: Mapping[str, str], say: Say)
     unseen = [flag for flag in flags if find_path(job.arguments, (flag,)) is None]
     if unseen:
         note = (
-            f"Not looked at, for want of {' and '.join(unseen)} on the command line: data or output folder."
+            f"Not looked at, for want of {' and '.join(unseen)} on the command line or a line of --config: "
+            "data or output folder."
         )
         report = replace(report, notes=(*report.notes, note))
     if options.json:

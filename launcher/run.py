@@ -42,8 +42,8 @@ def run(options: argparse.Namespace, environment: Mapping[str, str], say: Say) -
     job = replace(job, environment=(*job.environment, ("MEDSFT_LAUNCH", uuid.uuid4().hex)))
     if policy.max_restarts > 0 and folder is None:
         say(
-            "--output_dir is not among the script's own arguments, so new checkpoints cannot be seen: "
-            "every restart counts as one without."
+            "--output_dir is neither among the script's own arguments nor on a line of --config, so new "
+            "checkpoints cannot be seen: every restart counts as one without."
         )
     starts = Starts(options, where, job, folder, environment, say)
     newest_before = restart.newest_step(folder, say)

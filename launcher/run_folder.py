@@ -7,7 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import settings_file
+
 OUTPUT_FLAGS = ("--output_dir", "--output-dir")
+_SETTINGS_FLAGS = ("--config",)
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,23 @@ class RunFolder:
 
 
 def find(arguments: Sequence[str]) -> RunFolder | None:
-    """The folder of the last --output_dir among a script's own arguments.
-
-    None when there is none among them, as when it stands in a configuration file.
-    """
+    """The folder that a script's own arguments, or the file of settings among them, give by --output_dir."""
     path = find_path(arguments, OUTPUT_FLAGS)
     return None if path is None else RunFolder(Path(path))
 
 
 def find_path(arguments: Sequence[str], flags: Collection[str]) -> str | None:
-    """The value that the last one of `flags` has among a script's own arguments, None without one."""
+    """The value that the last one of `flags` has among a script's own arguments.
+
+    Without one that of the file which --config names; a flag wins over it. None without either.
+    """
+    path, file = _last(arguments, flags), _last(arguments, _SETTINGS_FLAGS)
+    if path is not None or file is None:
+        return path
+    return settings_file.value(Path(file), [flag.removeprefix("--") for flag in flags])
+
+
+def _last(arguments: Sequence[str], flags: Collection[str]) -> str | None:
     value = ""
     for position, argument in enumerate(arguments):
         name, equals, after = argument.partition("=")

@@ -83,7 +83,10 @@ def package_versions(names: Sequence[str]) -> dict[str, Any]:
 
 
 def code_state(repository: Path) -> dict[str, Any]:
-    """Commit ("unknown" without git), whether tracked files differ from it, SHA-256 of the code itself."""
+    """Commit ("unknown" without git), whether tracked files differ from it, SHA-256 of the code itself.
+
+    An empty digest where there is no code.
+    """
     commit = _program("git", "-c", "safe.directory=*", "-C", str(repository), "rev-parse", "HEAD")
     changes = _program(
         "git", "-c", "safe.directory=*", "-C", str(repository), "status", "--porcelain", "-uno"
@@ -98,7 +101,10 @@ def code_state(repository: Path) -> dict[str, Any]:
 
 def _code_digest(repository: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(_code_files(repository)):
+    files = sorted(_code_files(repository))
+    if not files:
+        return ""
+    for path in files:
         digest.update(
             f"{path.relative_to(repository)}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape")
         )

@@ -108,7 +108,7 @@ def test_where_the_output_folder_is_unknown_every_restart_counts(start):
     code, _, err = run.result()
     assert (code, run.starts()) == (4, [3])
     first, second, third, last = err.splitlines()
-    assert "--output_dir is not among the script's own arguments" in first
+    assert "--output_dir is neither among the script's own arguments" in first
     assert "starting again in 0 s (restart 1 of at most 2" in second
     assert "(restart 2 of at most 2" in third
     assert "gave up" in last

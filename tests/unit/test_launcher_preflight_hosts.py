@@ -109,6 +109,13 @@ def test_other_code_a_missing_repository_and_a_missing_python_are_red(repository
     assert "/no/python" in found["node5", "reach"]
 
 
+def test_no_code_is_not_called_the_same_code(tmp_path):
+    report = check(nodes(2), here, settings(tmp_path, packages=()), print)
+    told = {each.host: (each.level, each.found) for each in report.findings if each.check == "commit"}
+    assert set(told) == {"node1", "node2"}
+    assert set(told.values()) == {("yellow", f"{tmp_path} holds no code of medsft, so none is compared")}
+
+
 def test_a_missing_package_and_what_is_skipped(repository):
     report = check(nodes(1), here, settings(repository), print)
     assert "without no-such-package" in report.table()
