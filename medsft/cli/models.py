@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medsft.cli.options import Quantization, StoredType, num_bits
+from medsft.cli.options import ModelOption, Quantization, StoredType, num_bits
 from medsft.cli.progress import byte_progress, progress
 
 
@@ -85,7 +85,7 @@ def init(
 
 
 def convert(
-    source: Annotated[Path, typer.Option("--model", help="Model folder to convert.")],
+    model: ModelOption,
     output_dir: Annotated[Path, typer.Option("--output_dir", help="New model folder.")],
     vocabulary: Annotated[
         str | None, typer.Option(help="v1.1: drop the 20,000 image tokens of a v0.1 vocabulary.")
@@ -105,10 +105,11 @@ def convert(
 ) -> None:
     """Rewrite a model folder: another vocabulary, file format or number type, or quantised."""
     from medsft.chatglm.weights import convert as convert_folder
+    from medsft.run_folder import model_folder
 
     with progress("converting") as report:
         written = convert_folder(
-            source,
+            model_folder(model),
             output_dir,
             vocabulary=vocabulary,
             weights_format=weights_format,

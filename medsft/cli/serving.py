@@ -68,5 +68,5 @@ def serve(
         )
         typer.echo(f"{name}: {responders[name].summary}", err=True)
     place = f"[{host}]" if ":" in host else host
-    typer.echo(f"{', '.join(responders)} at http://{place}:{port}/ (Ctrl-C ends)", err=True)
-    answer(responders, limits, host, port, key)
+    told = f"{', '.join(responders)} at http://{place}:{port}/ (Ctrl-C ends)"
+    answer(responders, limits, host, port, key, lambda: typer.echo(told, err=True))

@@ -14,6 +14,7 @@ from medsft.chatglm.base import open_tokenizer
 from medsft.chatglm.quantization import use_fastest
 from medsft.chatglm.weights import load_model
 from medsft.data.encode import encode_prompt
+from medsft.data.template import check_template
 from medsft.errors import UserError
 from medsft.inference.decoding import Decoder, Row
 from medsft.inference.device import choose_devices
@@ -177,4 +178,5 @@ def open_responder(
         ) from error
     if template == "auto":
         template = trained_template(folder)
+    check_template(template)
     return Responder(model, tokenizer, template, polish, use_fastest(model))

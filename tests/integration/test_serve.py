@@ -604,7 +604,8 @@ def test_the_command_serves_and_ends(chat_model_dir):
         for line in process.stderr:
             if f"http://127.0.0.1:{port}/" in line:
                 break
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=5)
+        socket.create_connection(("127.0.0.1", port)).close()  # it says so when it listens, not before
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0)
         messages = [{"role": "user", "content": QUESTION}]
         answer = client.chat.completions.create(model=chat_model_dir.name, messages=messages, temperature=0)
         assert answer.choices[0].message.content == ANSWER

@@ -50,6 +50,13 @@ def tokens(responder):
     return [row.answer_ids for row in rows]
 
 
+def test_a_form_of_questions_that_is_not_known(folders, tmp_path):
+    folder = shutil.copytree(folders / "v1.1", tmp_path / "edited")
+    (folder / "medsft.json").write_text('{"prompt_template": "ChatGLM"}')
+    with pytest.raises(UserError, match="'ChatGLM' is not known; give one of auto, chatglm"):
+        open_responder(folder, device="cpu")
+
+
 def test_both_vocabularies_are_asked_alike(folders):
     old, new = (open_responder(folders / name, device="cpu") for name in ("v0.1", "v1.1"))
     for question in QUESTIONS:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from medsft.chatglm import ChatGLMTokenizer
 from medsft.chatglm.tokenizer_training import NUM_APPENDED_PIECES
 from medsft.chatglm.weights import check_release, convert, load_model, open_weights
 from medsft.chatglm.weights.convert import check_space
+from medsft.cli import app
 from medsft.errors import UserError
 from medsft.provenance import trained_template
 from tests.unit.weights_toys import (
@@ -113,6 +115,13 @@ def test_a_tuned_model_keeps_the_form_of_its_questions(tmp_path, v11, quantize):
     (source / "medsft.json").write_text('{"prompt_template": "med-chatglm"}')
     convert(source, tmp_path / "converted", quantize=quantize)
     assert trained_template(tmp_path / "converted") == "med-chatglm"
+
+
+def test_the_final_model_of_a_run_is_converted(tmp_path, v11):
+    shutil.copytree(v11, tmp_path / "run" / "model")
+    command = ["convert", "--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "converted")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    check_release(tmp_path / "converted")
 
 
 def test_slimming_weights_without_their_tokenizer(tmp_path, shared_dir):

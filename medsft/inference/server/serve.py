@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -71,7 +71,22 @@ def serving(responders: Mapping[str, Responder], limits: Limits) -> list[Served]
     ]
 
 
-def make_server(app: ASGIApp, host: str, port: int, limits: Limits) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """uvicorn's, which calls `on_listening` as soon as it can be connected to."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn has it."""
+        await super().startup(sockets)
+        self._on_listening()
+
+
+def make_server(
+    app: ASGIApp, host: str, port: int, limits: Limits, on_listening: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
     """A server that is not running yet."""
     config = uvicorn.Config(
         app,
@@ -83,14 +98,21 @@ def make_server(app: ASGIApp, host: str, port: int, limits: Limits) -> uvicorn.S
         limit_concurrency=limits.max_connections,
         timeout_graceful_shutdown=5,
     )
-    return uvicorn.Server(config)
+    return _Server(config, on_listening)
 
 
-def serve(responders: Mapping[str, Responder], limits: Limits, host: str, port: int, key: str | None) -> None:
+def serve(
+    responders: Mapping[str, Responder],
+    limits: Limits,
+    host: str,
+    port: int,
+    key: str | None,
+    on_listening: Callable[[], None],
+) -> None:
     """Answers until SIGINT or SIGTERM."""
     models = serving(responders, limits)
     try:
-        make_server(make_app(models, limits, key), host, port, limits).run()
+        make_server(make_app(models, limits, key), host, port, limits, on_listening).run()
     finally:
         for served in models:
             served.engine.close()
