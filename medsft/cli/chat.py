@@ -18,6 +18,7 @@ from medsft.cli.options import (
     TemplateOption,
     num_bits,
 )
+from medsft.errors import UserError
 
 
 def chat(
@@ -58,6 +59,8 @@ def chat(
     from medsft.inference.responder import open_responder
     from medsft.inference.sampling import Sampling
 
+    if sys.stdin is None:
+        raise UserError("standard input is closed, so there is nobody to ask; use a terminal or a pipe.")
     sys.stdin.reconfigure(errors="strict")  # a wrong encoding shall be told, not passed on to the model
     sys.stdout.reconfigure(errors="replace")  # a terminal in GBK lacks signs that an answer may hold
     if sys.stdin.isatty():

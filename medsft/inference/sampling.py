@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 import torch
@@ -42,8 +43,11 @@ class Sampling:
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 (no limit) or more"),
-            "temperature": (0 < self.temperature < float("inf"), "above 0"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0 (1: none)"),
+            "temperature": (0 < self.temperature < inf, "above 0 and finite"),
+            "repetition_penalty": (
+                0 < self.repetition_penalty < float("inf"),
+                "above 0 and finite (1: none)",
+            ),
             "num_beams": (self.num_beams >= 1, "at least 1"),
             "seed": (self.seed is None or 0 <= self.seed < 2**63, "between 0 and 2**63 - 1"),
         }

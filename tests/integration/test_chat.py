@@ -245,3 +245,11 @@ def test_a_terminal_is_greeted_prompted_and_answered(chat_model_dir, tmp_path):
         os.close(parent)
     (example,) = read_files([tmp_path / "谈 话.jsonl"]).examples
     assert (example.query, example.response, example.history) == (PAIRS[1].query, PAIRS[1].response, ())
+
+
+def test_a_closed_input_is_told(chat_model_dir, monkeypatch):
+    from medsft.cli.chat import chat as command
+
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        command(chat_model_dir)

@@ -175,6 +175,8 @@ def test_the_form_of_the_original_api(server):
     assert told["response"] == PAIRS[2].response
     assert told["history"] == [list(ROUND[0]), ["然后呢？", PAIRS[2].response]]
     assert time.strptime(told["time"], "%Y-%m-%d %H:%M:%S")
+    first = server.request("POST", "/", {"prompt": QUESTION, "history": None, "temperature": 0})
+    assert json.loads(first[2])["history"] == [[QUESTION, json.loads(first[2])["response"]]]
     status, _, body = server.request("POST", "/", {"prompt": QUESTION, "history": [["a"]]})
     assert (status, "history" in json.loads(body)["error"]["message"]) == (400, True)
     status, _, body = server.request("POST", "/", {"prompt": " "})
@@ -187,6 +189,9 @@ def test_page_health_and_figures(server):
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert "http://" not in body.decode() and "https://" not in body.decode()  # nothing from elsewhere
     assert json.loads(server.request("GET", "/healthz")[2]) == {"status": "ok"}
+    for path in ("/", "/healthz"):  # as watchers of a server ask
+        status, _, body = server.request("HEAD", path)
+        assert (status, body) == (200, b"")
     before = metric(server, 'medsft_requests_total{model="tuned",outcome="stop"}')
     tokens = metric(server, 'medsft_generated_tokens_total{model="tuned"}')
     _, told = server.ask(QUESTION, **GREEDY)

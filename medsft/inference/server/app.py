@@ -118,8 +118,8 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
             metrics.tokens.labels(served.name).inc(generation.num_tokens)
             metrics.requests.labels(served.name, outcome).inc()
 
-    async def whole(request: Request, served: Served, generation: Generation) -> str | None:
-        """All of an answer, or None when the client has left meanwhile."""
+    async def whole(request: Request, served: Served, generation: Generation) -> str:
+        """All of an answer. Raises `HTTPException` when it failed, and when the client has left meanwhile."""
 
         async def collect() -> str:
             return "".join([piece async for piece in told(served, generation)])
@@ -128,13 +128,17 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
         left = asyncio.create_task(request.receive())  # after the body, only that the client has left
         try:
             await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-            return await answer if answer.done() else None
+            if not answer.done():
+                raise HTTPException(_CLIENT_LEFT, "the client has left")
+            if error := answer.exception():
+                raise HTTPException(500, failed(error)) from error
+            return answer.result()
         finally:
             for task in (answer, left):
                 task.cancel()
             generation.cancel()
 
-    def failed(error: Exception) -> str:
+    def failed(error: BaseException) -> str:
         return f"the answer could not be generated: {type(error).__name__}"
 
     @app.post("/v1/chat/completions")
@@ -147,12 +151,7 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
             events = streamed(served, generation, ident, now, with_usage)
             return _AnswerStream(events, generation)
-        try:
-            text = await whole(request, served, generation)
-        except Exception as error:
-            return error_response(500, failed(error))
-        if text is None:
-            return Response(status_code=_CLIENT_LEFT)
+        text = await whole(request, served, generation)
         usage = forms.usage(generation.num_prompt_tokens, generation.num_tokens)
         content = forms.completion(ident, now, served.name, text, generation.finish, usage)
         return JSONResponse({**content, "history_cut": generation.was_cut})
@@ -180,17 +179,13 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
     @app.post("/")
     async def old_form(request: Request, asked: forms.OldRequest) -> Response:
         served = models[0]
-        if 2 * len(asked.history) > limits.max_messages:
+        if 2 * len(asked.rounds) > limits.max_messages:
             raise UserError(f"history: at most {limits.max_messages // 2} rounds; leave out the oldest.")
         generation = await started(request, served, asked)
-        try:
-            text = await whole(request, served, generation)
-        except Exception as error:
-            return error_response(500, failed(error))
-        if text is None:
-            return Response(status_code=_CLIENT_LEFT)
-        return JSONResponse(forms.old_answer(asked.prompt, asked.history, text))
+        text = await whole(request, served, generation)
+        return JSONResponse(forms.old_answer(asked.prompt, asked.rounds, text))
 
+    @app.head("/")
     @app.get("/")
     async def chat_page() -> Response:
         return HTMLResponse(page, headers=_PAGE_HEADERS)
@@ -204,6 +199,7 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
         ]
         return JSONResponse({"object": "list", "data": entries})
 
+    @app.head("/healthz")
     @app.get("/healthz")
     async def healthz() -> Response:
         alive = all(served.engine.is_alive for served in models)

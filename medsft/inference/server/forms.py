@@ -127,10 +127,15 @@ class OldRequest(BaseModel):
     """Body of api.py. max_length counts prompt and answer together, as there."""
 
     prompt: str = Field(min_length=1)
-    history: list[tuple[str, str]] = []
+    history: list[tuple[str, str]] | None = None
     max_length: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
     temperature: float | None = Field(None, ge=0, le=10)
+
+    @property
+    def rounds(self) -> list[tuple[str, str]]:
+        """The history; null, or none, is an empty one."""
+        return self.history or []
 
     def stops(self) -> list[str]:
         """None: api.py has no such thing."""
@@ -138,7 +143,7 @@ class OldRequest(BaseModel):
 
     def conversation(self) -> tuple[str, History]:
         """The question and the rounds before it. Raises UserError for an empty question."""
-        pairs = [list(pair) for pair in self.history]
+        pairs = [list(pair) for pair in self.rounds]
         return _question({"prompt": self.prompt, "response": "…", "history": pairs})
 
     def sampling(self, limits: Limits, max_sequence_length: int) -> Sampling:
