@@ -83,7 +83,7 @@ def _is_until(line: bytes, start_step: int) -> bool:
     """Whether this is a whole line of a step up to `start_step`; a cut one is no JSON object any more."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not isinstance(record, dict):
         return False

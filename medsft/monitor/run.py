@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ from medsft.errors import UserError
 from medsft.run_folder import RunFolder
 
 Record = Mapping[str, Any]
+
+_LARGEST = 1e300
+"""Beyond it the difference of two values, or an integer of JSON's, may be too large for a float."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Run:
 
 def is_number(value: object) -> bool:
     """Whether a value read from JSON is a number that can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def read_run(path: Path) -> Run:
@@ -98,6 +100,6 @@ def _object(text: bytes) -> dict[str, Any]:
     """A JSON object, or an empty one where the text is none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

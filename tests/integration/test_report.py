@@ -65,6 +65,22 @@ def test_a_missing_value_is_a_gap(run):
     assert loss.count("<polyline") == 2
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"kind": "train", "step": 7, "loss": 1%s}' % ("0" * 400),
+        '{"kind": "train", "step": 1%s}' % ("0" * 400),
+    ],
+    ids=["nested", "integer", "step"],
+)
+def test_no_line_is_too_odd(run, line):
+    far, last = ({"kind": "train", "step": step, "loss": loss} for step, loss in ((8, -1e308), (9, 1e308)))
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}\n{json.dumps(far)}\n{json.dumps(last)}\n")
+    assert "9 / 9" in run_page([read_run(run)])
+
+
 def test_runs_lie_over_each_other(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "other")
     (other / "evaluation").mkdir()

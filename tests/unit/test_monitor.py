@@ -102,7 +102,16 @@ def told(path: Path) -> list[tuple[str, int]]:
     return sorted((line["kind"], line["step"]) for line in read_lines(path))
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"kind": "train", "time": 1.5, "st', b"\0\0\0\0", b"\xe7\x97"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"",
+        b'{"kind": "train", "time": 1.5, "st',
+        b"\0\0\0\0",
+        b"\xe7\x97",
+        pytest.param(b"[" * 100_000, id="nested"),
+    ],
+)
 def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path, torn):
     path = tmp_path / "一 个" / "metrics.jsonl"
     path.parent.mkdir()
