@@ -6,6 +6,7 @@ manifest.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from medsft.checkpoint.survey import checkpoint_folder
 from medsft.checkpoint.verify import check_file, check_slices
 from medsft.engine.distributed import World, from_all, from_main, together
 from medsft.errors import UserError
-from medsft.launch import is_restart, read_description
+from medsft.launch import is_restart
 from medsft.run_folder import RunFolder, holds_run, left_by_a_run
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,14 @@ def candidates(folder: RunFolder, wanted: str, overwrite: bool, environment: Map
     `wanted` is --resume_from_checkpoint: auto, latest, none, or a path; `overwrite` is
     --overwrite_output_dir. Both say how a run begins, so a restart of the launch that began it (by
     `environment`), or the second start of a branch, goes on with it instead. Raises `UserError` where they do
-    not fit what the folder holds. A damaged checkpoint is among the candidates: whoever opens it says what is
-    wrong.
+    not fit what the folder holds, or run.json, which tells who began the run, is asked and cannot be read. A
+    damaged checkpoint is among the candidates: whoever opens it says what is wrong.
     """
     own = folders_in(folder.checkpoints)[::-1]
-    has_begun = is_restart(folder.description, environment)
+    if own and wanted in ("auto", "latest") and not overwrite:
+        return own  # whoever began the run
+    description = _description(folder)
+    has_begun = is_restart(description, environment)
     if wanted in ("auto", "latest", "none"):
         if has_begun:
             return own
@@ -45,12 +49,33 @@ def candidates(folder: RunFolder, wanted: str, overwrite: bool, environment: Map
         if overwrite:
             raise _contradiction(folder, wanted)
         return own if has_begun else [chosen]
-    begun_with = read_description(folder.description).get("flags", {}).get("resume_from_checkpoint")
+    begun_with = description.get("flags", {}).get("resume_from_checkpoint")
     if has_begun or (begun_with == wanted and not overwrite):
         return own or [chosen]
     if not overwrite:
         _refuse_a_run(folder)
     return [chosen]
+
+
+def _description(folder: RunFolder) -> Mapping[str, Any]:
+    """The content of run.json; empty where there is none.
+
+    Raises `UserError` for one that cannot be read: taken for none, it would have the restart of a launch
+    begin at step 0 again.
+    """
+    try:
+        content = json.loads(folder.description.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder.description} cannot be read ({error}), so it is not known whether this launch has "
+            "begun the run there, and nothing was changed. To go on from the newest checkpoint, leave out "
+            "--overwrite_output_dir and --resume_from_checkpoint; to start over, move that file away first."
+        ) from error
+    return content
 
 
 def _by_word(folder: RunFolder, wanted: str, overwrite: bool, own: list[Path]) -> list[Path]:

@@ -178,6 +178,23 @@ def test_a_launch_that_died_before_its_own_run_json_still_overwrites(tmp_path):
     assert names(folder, overwrite=True, environment=OURS) == []
 
 
+@pytest.mark.parametrize("damage", ["half", "list", "unreadable"])
+def test_a_description_that_cannot_be_read_is_not_taken_for_none(damage, tmp_path):
+    """A requeue with --overwrite_output_dir would begin at step 0, and move its own checkpoints away."""
+    folder = begun_by(make_run(tmp_path, steps=(4, 8)), OURS)
+    if damage == "unreadable":
+        folder.description.unlink()
+        folder.description.symlink_to(folder.description.name)  # a loop: unreadable for root too
+    else:
+        folder.description.write_text({"half": '{"launch": ["o', "list": "[]"}[damage])
+    older = str(folder.checkpoints / "step-00000004")
+    for wanted, overwrite in (("auto", True), ("none", False), ("none", True), (older, False)):
+        with pytest.raises(UserError, match=r"run\.json cannot be read .*leave out --overwrite_output_dir"):
+            names(folder, wanted, overwrite, OURS)
+    # Whoever began it, these go on with what is there.
+    assert names(folder) == names(folder, "latest") == ["step-00000008", "step-00000004"]
+
+
 def test_a_branch_goes_on_with_itself(tmp_path):
     one = make_run(tmp_path, steps=(4,))
     wanted = str(one.checkpoints / "step-00000004")
