@@ -220,7 +220,9 @@ def check_row(hosts: int, how: str, seconds: Sequence[float], red: int) -> dict[
 def simulated_rows(numbers: Sequence[int], num_rounds: int) -> list[dict[str, Any]]:
     """Hosts that all answer what a probe of this machine found."""
     # A host's clock is compared with ours: that is for real hosts.
-    settings = Settings(python=PYTHON, repository=str(REPOSITORY), skip=frozenset(["clock"]))
+    settings = Settings(
+        python=PYTHON, repository=str(REPOSITORY), folder=str(REPOSITORY), skip=frozenset(["clock"])
+    )
     answers: dict[tuple[str, ...], Done] = {}
 
     def answer(host: str, command: Sequence[str], stdin: bytes, limit_s: float) -> Done:

@@ -73,12 +73,22 @@ def _settings(options: argparse.Namespace, job: Job, environment: Mapping[str, s
     return preflight.settings(
         options,
         python=job.python,
-        repository=str(Path.cwd()),
+        repository=str(_repository_of(job.script)),
+        folder=str(Path.cwd()),
         data=[path for flag in _DATA_FLAGS if (path := find_path(job.arguments, (flag,))) is not None],
         output=output,
         master_port=job.master_port or None,
         use_gpus=False if ranks.get("DS_ACCELERATOR") == "cpu" else None,
     )
+
+
+def _repository_of(script: Path) -> Path:
+    """Where the code lies that ranks run: medsft/train.py takes what lies beside it, wherever it is started.
+
+    For any other script that of this launcher.
+    """
+    path = script.absolute()
+    return path.parents[1] if path.parts[-2:] == ("medsft", "train.py") else _REPOSITORY
 
 
 def run_collective(where: Place, job: Job, start_limit_s: float, say: Say) -> Mapping[str, Any]:

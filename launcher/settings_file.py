@@ -21,7 +21,9 @@ def value(path: Path, names: Collection[str]) -> str | None:
     good as none.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        if not path.is_file():
+            return None  # a pipe can be read once, and that is the training's to do
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
         return None  # which the training itself explains
     found = None

@@ -117,14 +117,6 @@ def commits(answers: Sequence[Answer]) -> Iterator[Finding]:
                 f"{commit[:10]}, code {code[:8]}",
                 f"There, in {own['repository']}: git status, then git checkout {commit[:10]}.",
             )
-        elif not own["code"]:
-            yield Finding(
-                host,
-                "commit",
-                YELLOW,
-                f"{own['repository']} holds no code of medsft, so none is compared",
-                "Start from the top of the repository.",
-            )
         elif own["commit"] not in (commit, "unknown"):
             yield Finding(
                 host,

@@ -43,11 +43,11 @@ _NO_LIMIT = 2**60
 def probe(options: argparse.Namespace) -> dict[str, Any]:
     """All facts but those of the parts in `options.skip`; a part that fails is {"error": why}."""
     began = time.time()
-    repository = Path(options.repository).expanduser()
-    moved = _guarded(lambda: os.chdir(repository))
+    repository = Path(options.repository).absolute()
+    moved = _guarded(lambda: os.chdir(options.folder))
     parts: dict[str, Callable[[], Any]] = {
         "packages": lambda: package_versions(options.package),
-        "commit": lambda: {"error": moved["error"]} if moved else code_state(Path.cwd()),
+        "commit": lambda: {"error": moved["error"]} if moved else code_state(repository),
         "data": lambda: {path: _guarded(lambda path=path: fingerprint(Path(path))) for path in options.data},
         "gpus": gpus,
         "cores": lambda: len(os.sched_getaffinity(0)),
@@ -85,8 +85,11 @@ def package_versions(names: Sequence[str]) -> dict[str, Any]:
 def code_state(repository: Path) -> dict[str, Any]:
     """Commit ("unknown" without git), whether tracked files differ from it, SHA-256 of the code itself.
 
-    An empty digest where there is no code.
+    Raises `ValueError` where there is no code: what is not there cannot be alike.
     """
+    files = sorted(_code_files(repository))
+    if not files:
+        raise ValueError(f"no code in {repository}: none of the folders {', '.join(_CODE_FOLDERS)}")
     commit = _program("git", "-c", "safe.directory=*", "-C", str(repository), "rev-parse", "HEAD")
     changes = _program(
         "git", "-c", "safe.directory=*", "-C", str(repository), "status", "--porcelain", "-uno"
@@ -95,15 +98,12 @@ def code_state(repository: Path) -> dict[str, Any]:
         "repository": str(repository),
         "commit": (commit or "unknown").strip(),
         "dirty": None if changes is None else bool(changes.strip()),
-        "code": _code_digest(repository),
+        "code": _code_digest(repository, files),
     }
 
 
-def _code_digest(repository: Path) -> str:
+def _code_digest(repository: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    files = sorted(_code_files(repository))
-    if not files:
-        return ""
     for path in files:
         digest.update(
             f"{path.relative_to(repository)}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape")
@@ -350,7 +350,8 @@ def _guarded(part: Callable[[], Any]) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the facts that the flags ask for; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m launcher probe", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--repository", default=".", metavar="DIR", help="the repository on this host")
+    parser.add_argument("--repository", default=".", metavar="DIR", help="where the code lies")
+    parser.add_argument("--folder", default=".", metavar="DIR", help="where the job runs")
     parser.add_argument("--package", action="append", default=[], metavar="NAME", help="version wanted")
     parser.add_argument("--data", action="append", default=[], metavar="PATH", help="file to fingerprint")
     parser.add_argument("--output", metavar="DIR", help="the run's output folder")
@@ -363,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip", action="append", default=[], metavar="PART", help="part to leave out")
     options = parser.parse_args(arguments)
     if options.role == "remove":
-        os.chdir(Path(options.repository).expanduser())
+        os.chdir(options.folder)
         facts = {
             "output": _guarded(
                 lambda: output_folder(options.output, options.nonce, "remove", options.nonce_folder)

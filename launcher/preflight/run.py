@@ -53,15 +53,17 @@ _BOOTSTRAP = "import sys; del sys.path[0]; exec(compile(sys.stdin.buffer.read(),
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of each host. Paths are as the hosts see them, relative ones to `repository`.
+    """What is asked of each host. Paths are as the hosts see them, relative ones to `folder`.
 
-    python: the interpreter on the hosts. data: files and folders that must be alike. output: the run's
+    python: the interpreter on the hosts. repository: where the code lies that is compared. folder: where the
+    job runs. data: files and folders that must be alike. output: the run's
     output folder, None to leave it unchecked. master_port: the port asked for, None when one will be chosen.
     limit_s: seconds for each host. at_once: hosts asked at a time.
     """
 
     python: str
     repository: str
+    folder: str
     data: tuple[str, ...] = ()
     output: str | None = None
     master_port: int | None = None
@@ -103,6 +105,7 @@ def settings(
     options: argparse.Namespace,
     python: str,
     repository: str,
+    folder: str,
     data: Sequence[str] = (),
     output: str | None = None,
     master_port: int | None = None,
@@ -119,6 +122,7 @@ def settings(
     return Settings(
         python=python,
         repository=repository,
+        folder=folder,
         data=tuple(data),
         output=output,
         master_port=master_port,
@@ -267,6 +271,7 @@ class _Asking:
         unasked = wanted.skip if {"gpus", "driver"} <= wanted.skip else wanted.skip - {"gpus"}
         flags: list[tuple[str, str | None]] = [
             ("--repository", wanted.repository),
+            ("--folder", wanted.folder),
             *(("--package", name) for name in wanted.packages),
             *(("--data", path) for path in wanted.data),
             *(("--skip", name) for name in sorted(unasked)),

@@ -251,7 +251,7 @@ class Cluster:
         return Done(0, json.dumps(probe(clock=now, files__open_files=None)), "motd on stderr")
 
 
-SETTINGS = Settings(python="/opt/venv/bin/python", repository="/repo", output="/shared/运行")
+SETTINGS = Settings(python="/opt/venv/bin/python", repository="/repo", folder="/work", output="/shared/运行")
 
 
 def test_a_thousand_hosts_with_faults():

@@ -87,7 +87,7 @@ def test_a_result_of_something_else_is_refused(damaged):
 
 def test_check_calls_it_when_nothing_is_red():
     nodes = [Node(host, 1) for host in HOSTS]
-    wanted = Settings(python=sys.executable, repository=str(REPOSITORY), packages=("numpy",))
+    wanted = Settings(python=sys.executable, repository=str(REPOSITORY), folder="/", packages=("numpy",))
     report = check(nodes, here, wanted, print, collective=lambda: result(slow_link=2))
     assert report.ok
     assert report.json().count('"busbw_gb_s"') == 2
@@ -101,7 +101,7 @@ def test_check_calls_it_when_nothing_is_red():
     assert report.bad_hosts == tuple(HOSTS)
     assert "✗ node[1-4] collective: rank 3 did not come within 60 s. See" in report.table()
 
-    wanted = Settings(python="/no/python", repository=str(REPOSITORY))
+    wanted = Settings(python="/no/python", repository=str(REPOSITORY), folder="/")
     report = check(nodes, here, wanted, print, collective=fails)
     assert "collective test was left out" in report.table()
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher import __main__ as command_line
 from launcher.job import Node
 from launcher.preflight import probe
+from launcher.preflight.findings import CHECKS
 from launcher.preflight.run import PACKAGES, Settings, check
 from launcher.shell import here
 
@@ -39,6 +41,7 @@ def settings(repository, **changes):
     given = {
         "python": sys.executable,
         "repository": str(repository),
+        "folder": str(repository),
         "packages": ("numpy", "no-such-package"),
     }
     return Settings(**(given | changes))
@@ -91,7 +94,8 @@ def test_other_code_a_missing_repository_and_a_missing_python_are_red(repository
     other = tmp_path / "other"
     git(tmp_path, "clone", "-q", str(repository), str(other))
     (other / "medsft/a.py").write_text("one = 2\n")
-    places = {"node3": str(other), "node4": str(tmp_path / "none")}
+    (tmp_path / "empty").mkdir()
+    places = {"node3": str(other), "node4": str(tmp_path / "none"), "node6": str(tmp_path / "empty")}
 
     def shell(host, command, stdin, limit_s):
         words = [word.replace(str(repository), places.get(host, str(repository))) for word in command]
@@ -99,21 +103,34 @@ def test_other_code_a_missing_repository_and_a_missing_python_are_red(repository
             words[1] = "/no/python"
         return here(host, words, stdin, limit_s)
 
-    report = check(nodes(5), shell, settings(repository, packages=()), print)
-    assert report.bad_hosts == ("node3", "node4", "node5")
+    report = check(nodes(6), shell, settings(repository, packages=()), print)
+    assert report.bad_hosts == ("node3", "node4", "node5", "node6")
     found = {(each.host, each.check): each.found for each in report.findings if each.level == "red"}
     assert "with changes" in found["node3", "commit"]
     assert "2 other hosts have" in found["node3", "commit"]
     assert "no repository there" in found["node4", "commit"]
+    assert f"no code in {tmp_path / 'empty'}" in found["node6", "commit"]
     assert "cannot be started there (env: " in found["node5", "reach"]
     assert "/no/python" in found["node5", "reach"]
 
 
-def test_no_code_is_not_called_the_same_code(tmp_path):
-    report = check(nodes(2), here, settings(tmp_path, packages=()), print)
-    told = {each.host: (each.level, each.found) for each in report.findings if each.check == "commit"}
-    assert set(told) == {"node1", "node2"}
-    assert set(told.values()) == {("yellow", f"{tmp_path} holds no code of medsft, so none is compared")}
+@pytest.mark.parametrize("script", [[], ["medsft/train.py"], ["other.py"]])
+def test_the_code_that_is_compared_is_what_runs_wherever_the_check_is_made(
+    script, tmp_path, monkeypatch, capsys
+):
+    """In an empty folder it was the digest of nothing, green on every host."""
+    one, two = tmp_path / "仓库 1", tmp_path / "here"
+    for path in (one / "medsft/train.py", two / "other.py"):
+        path.parent.mkdir(parents=True)
+        path.write_text("one = 1\n")
+    monkeypatch.chdir(two)
+    script = [str((one if name.startswith("medsft") else two) / name) for name in script]
+    skips = [word for name in CHECKS if name != "commit" for word in ("--skip", name)]
+    assert command_line.main(["check", "--num-gpus", "1", "--json", *skips, *script]) == 0
+    (host,) = json.loads(capsys.readouterr().out)["hosts"].values()
+    expected = one if script and script[0].endswith("train.py") else REPOSITORY
+    assert host["probe"]["commit"]["repository"] == str(expected)
+    assert host["probe"]["commit"]["code"] == probe.code_state(expected)["code"]
 
 
 def test_a_missing_package_and_what_is_skipped(repository):

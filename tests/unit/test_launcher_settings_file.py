@@ -1,5 +1,7 @@
 """The launcher reads from a file of settings what the training reads from it, or nothing."""
 
+import os
+
 import pytest
 
 from launcher import run_folder, settings_file
@@ -26,6 +28,7 @@ UNSURE = [
     'output_dir: "runs/\\u4e00"',
     "output_dir: 'it''s'",
     "output_dir: runs/first\n  and more",
+    "output_dir: runs/first\n\n  and more",
     "output_dir: >-\n  runs/first",
     "output_dir:\n  runs/first",
     "output_dir: !!str runs/first",
@@ -75,3 +78,5 @@ def test_a_flag_wins_and_a_file_that_cannot_be_read_says_nothing(tmp_path):
     assert run_folder.find(["--config", str(path)]) is None
     assert run_folder.find(["--config", str(tmp_path)]) is None
     assert run_folder.find(["--config", str(tmp_path / "missing")]) is None
+    os.mkfifo(tmp_path / "pipe")  # as of --config <(…): what the launcher took the training would lack
+    assert run_folder.find(["--config", str(tmp_path / "pipe")]) is None
