@@ -12,6 +12,8 @@ _DOUBLE, _SINGLE = r'"(?P<double>[^"\\]*)"', r"'(?P<single>[^']*)'"
 _PLAIN = r"""(?P<plain>[^\s\[\]{}>|*&!%#@`"',?:-](?:(?!:(?:\s|$)|\s\#).)*?)"""
 _LINE = re.compile(rf"\w+[ \t]*:[ \t]+(?:{_DOUBLE}|{_SINGLE}|{_PLAIN})[ \t]*(?:(?<=[ \t])\#.*)?")
 _NOTHING = ("", "null", "~")
+# What stands at the margin of a plain file of settings; anything else may be another way to write a name.
+_AT_THE_MARGIN = re.compile(r"\s|#|---|\.\.\.|-(?:\s|$)|\w+[ \t]*:")
 
 
 def value(path: Path, names: Collection[str]) -> str | None:
@@ -26,6 +28,8 @@ def value(path: Path, names: Collection[str]) -> str | None:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
         return None  # which the training itself explains
+    if not all(map(_AT_THE_MARGIN.match, lines)):
+        return None
     found = None
     for line, following in zip_longest(lines, lines[1:], fillvalue=""):
         if re.match(rf"(?:{'|'.join(map(re.escape, names))})[ \t]*:", line):
@@ -34,7 +38,7 @@ def value(path: Path, names: Collection[str]) -> str | None:
 
 
 def _value_of(line: str) -> str | None:
-    match = _LINE.fullmatch(line.rstrip())
+    match = _LINE.fullmatch(line)
     if match is None:
         return None
     text = next(part for part in match.group("double", "single", "plain") if part is not None)

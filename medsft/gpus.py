@@ -22,6 +22,8 @@ _OLDER = (
     "https://download.pytorch.org/whl/cu126`."
 )
 
+_WITHOUT_CUDA = "This torch is built without CUDA; the README's first step installs one with it."
+
 
 def check_gpus(advice: str, devices: Path = _DEVICES) -> None:
     """Raises `UserError` where NVIDIA GPUs were given to this process and torch finds none.
@@ -36,7 +38,7 @@ def check_gpus(advice: str, devices: Path = _DEVICES) -> None:
     if given:
         raise UserError(
             f"this host has NVIDIA GPUs ({', '.join(given)}) that torch {torch.__version__} cannot use: "
-            f"{_reason()}. {_OLDER} {advice}"
+            f"{_reason()}. {_OLDER if torch.version.cuda else _WITHOUT_CUDA} {advice}"
         )
 
 

@@ -80,9 +80,13 @@ def model_folder(folder: Path) -> Path:
     if (run.model / "config.json").exists():
         return run.model
     if run.description.exists():
+        can_export = any(run.checkpoints.glob("step-*/manifest.json"))
+        from_a_checkpoint = (
+            f", or take the model out of its newest checkpoint: medsft export {name} MODEL_FOLDER"
+        )
         raise UserError(
-            f"The run in {folder} has not written its model yet. Let it finish, or take the model out of its "
-            f"newest checkpoint: medsft export {name} MODEL_FOLDER."
+            f"The run in {folder} has not written its model yet. Let it finish"
+            f"{from_a_checkpoint if can_export else ''}."
         )
     return folder
 

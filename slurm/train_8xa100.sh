@@ -36,12 +36,14 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 read -ra launch_flags <<<"${MEDSFT_LAUNCH_FLAGS:-}"
 
 # A flag overrules a file of settings, so with --config nothing is given but what the environment names.
-# 16 examples a step are Med-ChatGLM's.
+# 16 examples a step, unless a flag says otherwise, are Med-ChatGLM's.
 batch=()
 if [[ " $* " != *" --config"[=\ ]* ]]; then
   : "${DS_CONFIG:=ds_configs/zero3.json}" "${MODEL:=models/chatglm-6b}" "${TRAIN_FILE:=data/train.jsonl}"
   : "${OUTPUT_DIR:=runs/${SLURM_JOB_NAME:-medsft}-${SLURM_JOB_ID:-local}}"
-  batch=(--global_batch_size 16)
+  if [[ ! " $* " =~ \ --(global_batch_size|per_device_train_batch_size|gradient_accumulation_steps)[=\ ] ]]; then
+    batch=(--global_batch_size 16)
+  fi
 fi
 
 # exec: signals for the job reach the launcher, which passes them on to every rank.

@@ -28,8 +28,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     More ranks than GPUs take turns on them. Raises `UserError` for a device that is not there, and for GPUs
     that torch cannot use.
     """
-    if name == "auto":
+    if name != "cpu":
         check_gpus("--device cpu computes on the CPU.")
+    if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
         name = f"cuda:{local_rank % torch.cuda.device_count()}"

@@ -45,7 +45,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "0 (no limit) or more"),
             "temperature": (0 < self.temperature < inf, "above 0 and finite"),
             "repetition_penalty": (
-                0 < self.repetition_penalty < float("inf"),
+                0 < self.repetition_penalty < inf,
                 "above 0 and finite (1: none)",
             ),
             "num_beams": (self.num_beams >= 1, "at least 1"),

@@ -9,7 +9,6 @@ from medsft.errors import UserError
 from medsft.planner.hardware import GIB, LINKS, NETWORKS, Gpu, Link, find_link, find_network
 
 LARGEST_WORLD = 65_536
-_WITH_PCIE5 = ("nvlink4", "pcie5")  # links of the GPUs that reach their host by PCIe 5
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,15 @@ class Cluster:
         network: str,
     ) -> Self:
         """Machines with links by name; `interconnect` None: as is usual for the GPU. Raises `UserError`."""
-        usual = gpu.link if gpu else "pcie4"
         return cls(
             gpu=gpu,
             gpus_per_node=gpus_per_node,
             nodes=nodes,
             gpu_memory_bytes=gpu.memory_bytes if gpu else 0.0,
             host_memory_bytes=None if host_memory_gib is None else host_memory_gib * GIB,
-            link=find_link(interconnect or usual),
+            link=find_link(interconnect or (gpu.link if gpu else "pcie4")),
             network=find_network(network),
-            pcie=LINKS["pcie5" if usual in _WITH_PCIE5 else "pcie4"],
+            pcie=LINKS[gpu.pcie if gpu else "pcie4"],
         )
 
     @property

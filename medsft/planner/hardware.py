@@ -32,6 +32,7 @@ class Gpu:
         bandwidth: bytes of its own memory a second.
         has_bf16: whether it computes in bf16 itself.
         link: what it usually reaches its neighbours by, a name of LINKS.
+        pcie: what it reaches its host by, too.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Gpu:
     bandwidth: float
     has_bf16: bool
     link: str
+    pcie: str = "pcie4"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ class Link:
 
 
 def _gpu(name: str, gib: float, tflops: float, gb_s: float, link: str, has_bf16: bool = True) -> Gpu:
-    return Gpu(name, gib * GIB, tflops * 1e12, gb_s * 1e9, has_bf16, link)
+    # Volta has PCIe 3, Hopper and Blackwell 5, all between them 4 (the vendor's data sheets).
+    is_new = name.startswith(("H", "RTX-50"))
+    pcie = "pcie3" if name.startswith("V100") else "pcie5" if is_new else "pcie4"
+    return Gpu(name, gib * GIB, tflops * 1e12, gb_s * 1e9, has_bf16, link, pcie)
 
 
 GPUS: Mapping[str, Gpu] = {

@@ -172,6 +172,7 @@ def this_cluster(device: torch.device, ranks_a_host: int, num_hosts: int) -> Clu
         gpu_memory_bytes=memory if gpu else 0.0,
         host_memory_bytes=host_memory_bytes(),
         link=LINKS[gpu.link if gpu else "pcie4"],
+        pcie=LINKS[gpu.pcie if gpu else "pcie4"],
     )
 
 

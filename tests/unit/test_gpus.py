@@ -27,6 +27,7 @@ def fail(error):
 
 
 def test_gpus_that_torch_does_not_find(devices, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(
         torch.cuda, "init", lambda: fail(RuntimeError("The driver is too old\n(version 12020)."))
     )
@@ -36,6 +37,9 @@ def test_gpus_that_torch_does_not_find(devices, monkeypatch):
     assert said.startswith(f"this host has NVIDIA GPUs (nvidia0) that torch {torch.__version__} cannot use: ")
     assert "The driver is too old (version 12020). Builds for CUDA 13 need driver 580" in said
     assert said.endswith("--device cpu helps.")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UserError, match="built without CUDA; the README's first step"):
+        gpus.check_gpus("", devices)
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
@@ -93,4 +97,6 @@ def test_neither_training_nor_answering_goes_to_the_cpu_unseen(devices, monkeypa
         distributed.start(1)
     with pytest.raises(UserError, match="--device cpu computes on the CPU"):
         choose_device("auto")
+    with pytest.raises(UserError, match=r"nvidia0.*--device cpu computes on the CPU"):
+        choose_device("cuda")
     assert choose_device("cpu") == torch.device("cpu")

@@ -19,8 +19,11 @@ SURE = [
     "output_dir: runs/old\noutput_dir: runs/new",
     "output_dir: runs/first\n  # a comment further in",
     "output_dir: runs/first\r\nseed: 7\r",
+    "---\noutput_dir: runs/first",
+    "validation_file:\n- a.jsonl\noutput_dir: runs/first",
     "\ufeffoutput_dir: runs/first",
     "output_dir: ../runs/first",
+    "output_dir: runs/first\u3000",
     "output_dir: ~/runs",
     "output_dir: 17",
 ]
@@ -34,6 +37,8 @@ UNSURE = [
     "output_dir: !!str runs/first",
     "output_dir: &here runs/first",
     '"output_dir": runs/first',
+    'output_dir: runs/first\n"output_dir": runs/second',
+    "output_dir: runs/first\n? output_dir\n: runs/second",
 ]
 
 

@@ -98,7 +98,9 @@ def test_a_gpu_and_its_links_as_flags_describe_them():
     assert (cluster.link.name, cluster.network.name, cluster.world_size) == ("nvlink4", "400g", 16)
     assert (cluster.gpu_memory_bytes, cluster.host_memory_bytes) == (GPUS["H100-80"].memory_bytes, 2**39)
     assert Cluster.of(GPUS["H100-80"], 8, 1, None, "50GB/s", "100g").link.bandwidth == 50e9
-    for name, pcie in (("H100-80", "pcie5"), ("H100-80-PCIe", "pcie5"), ("A100-80", "pcie4")):
+    expected = {"H100-80": "pcie5", "H100-80-PCIe": "pcie5", "H800-80": "pcie5", "A100-80": "pcie4"}
+    expected |= {"A800-80": "pcie4", "V100-32": "pcie3", "V100-32-PCIe": "pcie3", "RTX-5090": "pcie5"}
+    for name, pcie in expected.items():
         assert Cluster.of(GPUS[name], 1, 1, None, None, "100g").pcie is LINKS[pcie]
     assert Cluster.of(None, 2, 1, None, None, "100g").gpu_memory_bytes == 0
 

@@ -138,6 +138,9 @@ def test_a_run_without_a_model_says_how_to_get_one(tmp_path):
     run = tmp_path / "训练 1"
     run.mkdir()
     (run / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not written its model yet. Let it finish\.$"):
+        model_folder(run)
+    make_checkpoints(run, 10)
     with pytest.raises(UserError, match=r"not written its model.*medsft export '.*训练 1' MODEL_FOLDER"):
         model_folder(run)
 

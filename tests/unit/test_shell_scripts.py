@@ -62,6 +62,14 @@ def test_the_job_is_one_launch_of_eight_ranks_a_node(submit, name):
 
 
 @pytest.mark.parametrize("name", TRAINING)
+def test_a_flag_of_the_batch_takes_the_place_of_the_scripts_own(submit, name):
+    assert "--global_batch_size" in launch_and_flags(submit(name, "--seed", "7")[1])[1]
+    for flag in ("--gradient_accumulation_steps=4", "--per_device_train_batch_size=4"):
+        assert "--global_batch_size" not in launch_and_flags(submit(name, *flag.split("="))[1])[1]
+        assert "--global_batch_size" not in launch_and_flags(submit(name, "--seed", "7", flag)[1])[1]
+
+
+@pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("config", [["--config", "my run.yaml"], ["--config=my run.yaml"]])
 def test_a_file_of_settings_is_overruled_by_the_environment_alone(submit, name, config):
     _, command = submit(name, *config, "--seed", "7", SLURM_JOB_ID="17")

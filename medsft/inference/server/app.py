@@ -76,7 +76,7 @@ def make_app(models: Sequence[Served], limits: Limits, api_key: str | None = Non
         return error_response(503, str(error))
 
     @app.exception_handler(HTTPException)
-    async def no_such_thing(request: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         return error_response(error.status_code, error.detail, error.headers)
 
     def served_as(name: str | None) -> Served:
