@@ -120,7 +120,8 @@ def compare(
         write_comparison(output, base, tuned, findings, faults)
     console = Console()
     console.print(comparison_table(findings.answered))
-    console.print(measures_table(findings))
+    if (table := measures_table(findings)).row_count:
+        console.print(table)
     if output is not None:
         typer.echo(f"written to {output}")
     for fault in faults:

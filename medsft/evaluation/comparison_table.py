@@ -31,7 +31,8 @@ def comparison_table(answered: Sequence[Answered]) -> Table:
     num = sum(bool(item.question.expected) for item in answered)
     before = sum(item.base_exact for item in answered)
     after = sum(item.tuned_exact for item in answered)
-    table.caption = f"exact answers 完全一致: {before}/{num} → {after}/{num}"
+    if num:
+        table.caption = f"exact answers 完全一致: {before}/{num} → {after}/{num}"
     return table
 
 

@@ -26,6 +26,7 @@ class Run:
         records: the whole lines of metrics.jsonl, in order.
         damaged: numbers of the lines, from 1, that cannot be read: the last while the run writes it, others
             after damage.
+        unreadable: other files of the run that hold no JSON object: half written, or damaged.
         description: run.json; empty where there is none.
         evaluations: file name -> JSON object that `medsft eval` and `medsft compare` left in `evaluation`.
         is_done: whether the run finished.
@@ -34,6 +35,7 @@ class Run:
     name: str
     records: tuple[Record, ...]
     damaged: tuple[int, ...]
+    unreadable: tuple[str, ...]
     description: Record
     evaluations: Mapping[str, Record]
     is_done: bool
@@ -76,30 +78,31 @@ def read_run(path: Path) -> Run:
         )
     try:
         lines = folder.metrics.read_bytes().splitlines() if folder.metrics.is_file() else []
-        description = _object(folder.description.read_bytes()) if folder.description.is_file() else {}
-        evaluations = {
-            file.name: found
-            for file in sorted((path / "evaluation").glob("*.json"))
-            if (found := _object(file.read_bytes()))
-        }
+        files = [folder.description] if folder.description.is_file() else []
+        files += sorted((path / "evaluation").glob("*.json"))
+        found = {file: _object(file.read_bytes()) for file in files}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); give a folder that can.") from error
     records: list[Record] = []
     damaged: list[int] = []
     for number, line in enumerate(lines, start=1):
         record = _object(line)
-        if record:
+        if record is not None:
             # What follows unreadable lines is not joined to what stands before them.
             records.append({**record, "after_damage": True} if number - 1 in damaged else record)
         elif line.strip():
             damaged.append(number)
-    return Run(str(path), tuple(records), tuple(damaged), description, evaluations, folder.done.exists())
+    unreadable = tuple(str(file.relative_to(path)) for file, content in found.items() if content is None)
+    description = found.pop(folder.description, None) or {}
+    evaluations = {file.name: content for file, content in found.items() if content}
+    is_done = folder.done.exists()
+    return Run(str(path), tuple(records), tuple(damaged), unreadable, description, evaluations, is_done)
 
 
-def _object(text: bytes) -> dict[str, Any]:
-    """A JSON object, or an empty one where the text is none."""
+def _object(text: bytes) -> dict[str, Any] | None:
+    """A JSON object; None where the text is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None

@@ -81,6 +81,7 @@ def run_page(runs: Sequence[Run]) -> str:
         runs=list(zip(runs, colours, strict=True)),
         summary=_summary(runs),
         damaged=[(run.name, _numbers(run.damaged)) for run in runs if run.damaged],
+        unreadable=[(run.name, ", ".join(run.unreadable)) for run in runs if run.unreadable],
         progress=progress,
         groups={title: charts for title, charts in groups.items() if charts},
         evaluations=evaluation_tables(runs),

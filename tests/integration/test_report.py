@@ -60,6 +60,19 @@ def test_a_run_that_goes_on_is_shown(run):
     assert "Content-Security-Policy" in page
 
 
+def test_a_half_written_file_is_named(run):
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "测试.json").write_text('{"loss": 1.', encoding="utf-8")
+    (run / "evaluation" / "whole.json").write_text('{"loss": 1.25}', encoding="utf-8")
+    (run / "run.json").write_text("", encoding="utf-8")
+    page = run_page([read_run(run)])
+    assert "files that hold no JSON, left out 无法读取的文件: run.json, evaluation/测试.json" in page
+    assert "1.25" in page
+    for path in (run / "run.json", run / "evaluation" / "测试.json"):
+        path.write_text("{}", encoding="utf-8")
+    assert "无法读取的文件" not in run_page([read_run(run)])
+
+
 def test_a_missing_value_is_a_gap(run):
     loss = first_chart(run_page([read_run(run)]))
     assert loss.count("<polyline") == 2
@@ -157,7 +170,7 @@ def test_evaluations_stand_side_by_side(run, tmp_path):
     table = rows(page, "evaluation.json")
     assert table == [["measure 指标", name, str(other)], ["loss", "—", "—"], ["scores.bleu_4", "7.25", "9.5"]]
     assert rows(page, f"evaluation.json, {other}: worst") == [["question", "score"], ["&lt;1&gt;", "0"]]
-    assert "half.json" not in page
+    assert page.count("half.json") == 1  # in the line that says what was left out
 
 
 def test_a_comparison_in_the_runs_folder_is_shown(run):
