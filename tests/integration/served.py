@@ -18,6 +18,9 @@ from medsft.inference.server.limits import Limits
 from medsft.inference.server.serve import make_server, serving
 
 GREEDY = {"temperature": 0}
+LIMITS = Limits(max_body_bytes=20_000, max_new_tokens=200, max_messages=20, max_rows=2, max_waiting=3)
+# Wanders on without an end token for as long as it may, mostly.
+ENDLESS = {"max_tokens": 200, "temperature": 9.0, "top_p": 1.0, "top_k": 0, "seed": 1}
 
 
 @dataclass
@@ -84,3 +87,13 @@ def running(responders: dict[str, Responder], limits: Limits, key: str | None = 
         for each in models:
             each.engine.close()
     assert not thread.is_alive()
+
+
+def is_idle(server):
+    return all(each.engine.num_running == each.engine.num_waiting == 0 for each in server.models)
+
+
+def metric(server, name):
+    _, _, body = server.request("GET", "/metrics")
+    lines = [line for line in body.decode().splitlines() if line.startswith(name)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
